@@ -1,0 +1,63 @@
+# make run    run README.ipynb into out/README.ipynb        make lint   ruff over code and notebook
+# make test   run it small under nbmake, then the tests     make page   out/README.ipynb becomes README.ipynb, README.md
+# make locks  resolve requirements/*.in again               make clean  delete out/ and .venv/
+PYTHON ?= python3
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.SILENT:
+
+BIN := .venv/bin
+# No statistics are sent, no bytecode is held back, and the kernel is this environment's.
+export RAY_USAGE_STATS_ENABLED := 0
+export VLLM_NO_USAGE_STATS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test lint page locks clean
+run: .venv/.ready
+	mkdir -p out
+	jupyter nbconvert --to notebook --execute README.ipynb --output-dir out --log-level WARN \
+	  --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.record_timing=False
+	echo "The executed notebook is out/README.ipynb, what it measured out/results.json"
+
+test: .venv/.ready lint
+	TRAIN_ROWS=$${TRAIN_ROWS:-192} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
+	pytest -q
+
+lint: .venv/.ready
+	ruff check --quiet . && ruff format --quiet --check .
+
+page: .venv/.ready
+	cp out/README.ipynb README.ipynb
+	jupyter nbconvert --to markdown README.ipynb --output README --log-level WARN \
+	  --NbConvertApp.output_files_dir=images/outputs
+
+locks: .venv/.ready
+	cd requirements
+	COMPILE="uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate"
+	$$COMPILE uv.in -o uv.lock
+	$$COMPILE cpu.in --excludes cpu.excludes --no-emit-package torch -o cpu.lock \
+	  --find-links $${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}
+
+clean:
+	rm -rf out .venv
+
+# PyTorch's CPU build stands on no package index but PyTorch's own. pip is asked for it alone, with the hashes of the
+# lock: first among the wheels that pip was told of (PIP_FIND_LINKS, pip.conf), then on that index.
+.venv/.ready: requirements/cpu.lock requirements/torch.lock requirements/uv.lock requirements/torchaudio.py
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: set PYTHON=python3.11")'
+	rm -rf .venv && $(PYTHON) -m venv .venv
+	TORCH="--quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes -r requirements/torch.lock"
+	$(BIN)/pip install --no-index $$TORCH 2> /dev/null \
+	  || $(BIN)/pip install --index-url https://download.pytorch.org/whl/cpu $$TORCH \
+	  || { echo "No torch 2.13.0+cpu: PyTorch's index cannot be reached; set PIP_FIND_LINKS to a folder that holds the wheel"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
+	uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/cpu.lock
+	cd $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')
+	cp $(CURDIR)/requirements/torchaudio.py .
+	# Bytecode of what every engine imports at its start: without it the first start takes a minute longer.
+	$(CURDIR)/$(BIN)/python -m compileall -q -j 0 torch vllm ray transformers llamafactory peft accelerate datasets trl openai numpy pydantic fastapi
+	cd $(CURDIR)
+	touch $@

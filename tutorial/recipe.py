@@ -1,0 +1,50 @@
+"""The LLaMA-Factory recipe: a yaml whose `ray` section is Ray Train's and whose rest is LLaMA-Factory's."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tutorial import TutorialError
+
+RAY_KEYS = {"num_workers", "use_gpu", "resources_per_worker", "max_failures", "num_to_keep", "env_vars"}
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe as LLaMA-Factory's arguments and Ray Train's section.
+
+    Raises:
+        TutorialError: a key that neither of them knows, named.
+    """
+    args = yaml.safe_load(path.read_text(encoding="utf-8"))
+    ray_section = args.pop("ray", {})
+    for key in ray_section:
+        if key not in RAY_KEYS:
+            known = ", ".join(sorted(RAY_KEYS))
+            raise TutorialError(f"{path.name}: unknown key {key!r} in `ray`; known: {known}")
+    known = _llamafactory_keys()
+    for key in args:
+        if key not in known:
+            raise TutorialError(f"{path.name}: LLaMA-Factory does not know the key {key!r}")
+    return args, ray_section
+
+
+def _llamafactory_keys() -> set[str]:
+    # Imported here: LLaMA-Factory brings torch and transformers, and takes seconds.
+    from llamafactory.hparams import (
+        DataArguments,
+        FinetuningArguments,
+        GeneratingArguments,
+        ModelArguments,
+        TrainingArguments,
+    )
+
+    parts = (
+        ModelArguments,
+        DataArguments,
+        TrainingArguments,
+        FinetuningArguments,
+        GeneratingArguments,
+    )
+    return {f.name for part in parts for f in fields(part)}

@@ -1,0 +1,43 @@
+"""Starting a Serve application without waiting for ever."""
+
+import socket
+import time
+
+from ray import serve
+
+from tutorial import TutorialError
+
+
+def check_port(port: int, host: str = "127.0.0.1") -> None:
+    """TutorialError if another process listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            raise TutorialError(
+                f"PORT={port}: another process uses this port; set PORT to a free one"
+            ) from None
+
+
+def wait_until_ready(application: str, timeout_s: float) -> float:
+    """Return once the application runs; the seconds that it took.
+
+    Raises:
+        TutorialError: it failed, or does not run after `timeout_s` seconds; with Serve's own reason.
+    """
+    start = time.monotonic()
+    while True:
+        status = serve.status().applications[application]
+        if status.status == "RUNNING":
+            return time.monotonic() - start
+        reasons = [d.message for d in status.deployments.values() if d.message] + [status.message]
+        reason = next((r.strip().splitlines()[-1] for r in reasons if r.strip()), "no reason given")
+        if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise TutorialError(f"the application {application!r} failed to start: {reason}")
+        if time.monotonic() - start > timeout_s:
+            raise TutorialError(
+                f"the application {application!r} is {status.status} after {timeout_s:.0f} s "
+                f"(SERVE_TIMEOUT_S): {reason}"
+            )
+        time.sleep(0.5)

@@ -1,0 +1,131 @@
+"""Settings from the environment and `.env`, and the profile that they or the Ray cluster choose."""
+
+import os
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tutorial import TutorialError
+
+ROOT = Path(__file__).resolve().parents[1]
+ANYSCALE_SHARED = Path("/mnt/cluster_storage")
+
+
+class Rows(BaseModel):
+    """Rows of each split that a run uses, drawn at random from those there are; None is all of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train: PositiveInt | None = None
+    val: PositiveInt | None = None
+    test: PositiveInt | None = None
+
+
+class Profile(BaseModel):
+    """One of profiles/*.yaml, with the settings laid over it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    model: str = Field(description="the base model: a name, a folder or a Hugging Face id")
+    recipe: Path = Field(description="LLaMA-Factory's yaml, relative to the project's root")
+    rows: Rows
+    engine: dict[str, Any] = Field(description="vLLM's engine_kwargs, for batch and serving alike")
+    processor: dict[str, Any] = Field(description="further fields of vLLMEngineProcessorConfig")
+    serving: dict[str, Any] = Field(description="further fields of LLMConfig")
+    worker_env: dict[str, str] = Field(description="environment variables of the engine's processes")
+
+
+class Settings(BaseSettings):
+    """What a user may set; `.env.example` explains each. Empty values count as unset."""
+
+    model_config = SettingsConfigDict(env_file=ROOT / ".env", env_ignore_empty=True, extra="ignore")
+
+    profile: Literal["cpu", "gpu"] | None = None
+    run_name: str = Field(
+        default_factory=lambda: f"viggo-{datetime.now():%Y%m%d-%H%M%S}",
+        pattern=r"^[a-z0-9][a-z0-9-]{2,62}$",
+    )
+    storage: str | None = None
+    shared_dir: Path | None = None
+    data: str | None = None
+    model: str | None = None
+    train_rows: PositiveInt | None = None
+    val_rows: PositiveInt | None = None
+    test_rows: PositiveInt | None = None
+    workers: PositiveInt | None = None
+    port: int = Field(8000, ge=1, le=65535)
+    serve_timeout_s: PositiveInt = 900
+    clean_up: bool = False
+    seed: int = 0
+
+    def storage_uri(self) -> str | None:
+        """Where artifacts go: `STORAGE`, else Anyscale's artifact storage, else None (a local S3 server)."""
+        return self.storage or os.environ.get("ANYSCALE_ARTIFACT_STORAGE") or None
+
+    def shared_folder(self) -> Path:
+        """A folder that every node of the cluster sees, for files too large to fetch twice."""
+        on_anyscale = "ANYSCALE_ARTIFACT_STORAGE" in os.environ and ANYSCALE_SHARED.is_dir()
+        folder = self.shared_dir or (ANYSCALE_SHARED if on_anyscale else ROOT / ".cache")
+        folder = folder.expanduser().resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def choose_profile(self, cluster: dict[str, float]) -> Profile:
+        """The profile that `PROFILE` names, else the one for what `ray.cluster_resources()` holds."""
+        name = self.profile or ("gpu" if cluster.get("GPU") else "cpu")
+        path = ROOT / "profiles" / f"{name}.yaml"
+        try:
+            profile = Profile(name=name, **yaml.safe_load(path.read_text()))
+        except ValidationError as error:
+            raise TutorialError(f"{path.name}: {_first(error)}") from None
+        profile.model = self.model or profile.model
+        for split in ("train", "val", "test"):
+            wanted = getattr(self, f"{split}_rows")
+            if wanted is not None:
+                setattr(profile.rows, split, wanted)
+        if self.workers:
+            profile.processor["concurrency"] = self.workers
+        return profile
+
+
+def load() -> Settings:
+    """The settings of this run. What else `.env` holds (AWS_*, HF_*) goes to the environment.
+
+    Raises:
+        TutorialError: a setting has a value that it cannot have.
+    """
+    # An empty value in .env is "not set", for boto3 and the Hugging Face hub as for us.
+    for key, value in dotenv_values(ROOT / ".env").items():
+        if value and key not in os.environ:
+            os.environ[key] = value
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise TutorialError(_first(error)) from None
+
+
+def joins_cluster() -> bool:
+    """Whether `ray.init` will join a cluster that runs already, rather than start one here."""
+    started = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray", "ray_current_cluster")
+    return "RAY_ADDRESS" in os.environ or started.is_file()
+
+
+def local_cluster() -> dict[str, Any]:
+    """What `ray.init` needs to start a cluster of this machine alone; nothing where it joins one."""
+    if joins_cluster():
+        return {}
+    return {"num_cpus": max(8, os.cpu_count()), "include_dashboard": False}
+
+
+def _first(error: ValidationError) -> str:
+    """A validation error's first finding as one line that names the setting."""
+    found = error.errors()[0]
+    key = "_".join(str(part) for part in found["loc"]).upper() or "settings"
+    return f"{key}={found['input']!r}: {found['msg']}"
