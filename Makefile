@@ -58,6 +58,6 @@ clean:
 	cd $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')
 	cp $(CURDIR)/requirements/torchaudio.py .
 	# Bytecode of what every engine imports at its start: without it the first start takes a minute longer.
-	$(CURDIR)/$(BIN)/python -m compileall -q -j 0 torch vllm ray transformers llamafactory peft accelerate datasets trl openai numpy pydantic fastapi
+	$(CURDIR)/$(BIN)/python -m compileall -q -j 0 -x testing torch vllm ray transformers llamafactory peft accelerate datasets trl openai numpy pydantic fastapi
 	cd $(CURDIR)
 	touch $@
