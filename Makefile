@@ -17,10 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: run test lint page locks clean
 run: .venv/.ready
-	mkdir -p out
-	jupyter nbconvert --to notebook --execute README.ipynb --output-dir out --log-level WARN \
-	  --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.record_timing=False
-	echo "The executed notebook is out/README.ipynb, what it measured out/results.json"
+	python -m tutorial.run
 
 test: .venv/.ready lint
 	TRAIN_ROWS=$${TRAIN_ROWS:-192} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb

@@ -27,13 +27,14 @@ class Row(BaseModel):
     output: str = Field(min_length=1)
 
 
-def load(source: str | None) -> dict[str, Rows]:
+def load(source: str | None, bucket: str = BUCKET) -> dict[str, Rows]:
     """All rows of the splits train, val and test.
 
     Args:
         source: a folder or URI (https://, s3://, gs://) that holds train.jsonl, val.jsonl and test.jsonl;
             `sample` for the embedded sample; None for ViGGO's bucket, or the sample with a word about it
             where the bucket cannot be reached within 5 s.
+        bucket: the https address that stands for None.
 
     Raises:
         TutorialError: a file is missing or a row is bad; the file and the row are named.
@@ -42,9 +43,9 @@ def load(source: str | None) -> dict[str, Rows]:
         return sample.rows()
     if source is None:
         try:
-            splits = {s: _fetch(f"{BUCKET}/{s}.jsonl") for s in EXPECTED}
+            splits = {s: _fetch(f"{bucket}/{s}.jsonl") for s in EXPECTED}
         except requests.RequestException:
-            print(f"{BUCKET} cannot be reached within {TIMEOUT_S} s: using the embedded sample.")
+            print(f"{bucket} cannot be reached within {TIMEOUT_S} s: using the embedded sample.")
             return sample.rows()
     else:
         splits = {s: _read(f"{source.rstrip('/')}/{s}.jsonl") for s in EXPECTED}

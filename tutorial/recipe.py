@@ -15,9 +15,16 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The recipe as LLaMA-Factory's arguments and Ray Train's section.
 
     Raises:
-        TutorialError: a key that neither of them knows, named.
+        TutorialError: the file is no yaml, or holds a key that neither of them knows.
     """
-    args = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        args = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        raise TutorialError(
+            f"{path.name}: not YAML: line {error.problem_mark.line + 1}: {error.problem}"
+        ) from None
+    if not isinstance(args, dict):
+        raise TutorialError(f"{path.name}: not a mapping of keys to values")
     ray_section = args.pop("ray", {})
     for key in ray_section:
         if key not in RAY_KEYS:

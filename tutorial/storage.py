@@ -111,7 +111,7 @@ class Storage:
     _own: Path | None = None
 
     @classmethod
-    def open(cls, uri: str | None, run_name: str) -> "Storage":
+    def open(cls, uri: str | None, run_name: str, needs_bytes: int = FREE_BYTES) -> "Storage":
         """Find the storage, and write, read and delete a small object there before any long work.
 
         Raises:
@@ -122,16 +122,15 @@ class Storage:
             known = "a folder, s3://bucket/prefix or gs://bucket/prefix"
             raise TutorialError(f"STORAGE={uri}: unknown scheme {scheme!r}; set {known}")
         free = shutil.disk_usage(tempfile.gettempdir()).free
-        if free < FREE_BYTES:
-            needs = f"{free / 2**30:.1f} GiB free, the run needs {FREE_BYTES / 2**30:.0f}"
-            raise TutorialError(f"{tempfile.gettempdir()}: {needs}; set TMPDIR to a larger disk")
+        if free < needs_bytes:
+            has = f"{free / 2**30:.1f} GiB free, the run needs {needs_bytes / 2**30:.0f}"
+            raise TutorialError(f"{tempfile.gettempdir()}: {has}; set TMPDIR to a larger disk")
         storage = cls(root=f"s3://{BUCKET}" if uri is None else uri.rstrip("/"), run_name=run_name)
-        if scheme is None:  # the engines read from object stores alone
-            storage._start_server()
-        if uri and scheme is None:
-            storage.root = str(Path(uri).expanduser().resolve())
-            Path(storage.root).mkdir(parents=True, exist_ok=True)
         try:
+            if scheme is None:  # the engines read from object stores alone
+                storage._start_server()
+            if uri and scheme is None:
+                storage.root = str(Path(uri).expanduser().resolve())
             storage._probe()
         except TutorialError:
             storage.close()
@@ -218,6 +217,8 @@ class Storage:
                     raise TutorialError(
                         f"STORAGE={self.root}: there is no bucket {bucket!r}, or these keys cannot see it"
                     )
+            else:
+                files.create_dir(path, recursive=True)
             probe = f"{path}/{self.run_name}.probe"
             with files.open_output_stream(probe) as stream:
                 stream.write(b"probe")

@@ -1,0 +1,89 @@
+"""README.ipynb as a page: tidy, without secrets, and README.md made from it."""
+
+import re
+import subprocess
+
+import nbformat
+import pytest
+
+from tests.conftest import ROOT
+
+NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
+CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+STAGES = (
+    "Set up",
+    "Data ingestion",
+    "Distributed fine-tuning",
+    "Save the artifacts",
+    "Batch inference",
+    "Online serving",
+    "Production",
+    "Clean up",
+)
+
+
+def text_of(cell):
+    parts = []
+    for output in cell.outputs:
+        parts.append(output.get("text", ""))
+        parts += [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
+    return "".join(parts)
+
+
+def test_the_stages_in_order_and_how_each_opens():
+    openings = [c.source for c in NOTEBOOK.cells if c.cell_type == "markdown" and c.source.startswith("## ")]
+    assert [re.match(r"## \d\. (.*)", source)[1] for source in openings] == list(STAGES)
+    for source in openings:
+        for word in ("**What**", "**Why**", "**APIs**", "**How it scales**"):
+            assert word in source, source.splitlines()[0]
+
+
+def test_no_cell_without_a_sentence_before_it():
+    for before, cell in zip(NOTEBOOK.cells, NOTEBOOK.cells[1:], strict=False):
+        assert cell.cell_type == "markdown" or before.cell_type == "markdown", cell.source[:80]
+
+
+def test_what_a_reader_came_for_stands_in_the_cells():
+    source = "\n".join(cell.source for cell in CODE)
+    for name in (
+        "def train_loop",
+        "run_exp(",
+        "TorchTrainer(",
+        "vLLMEngineProcessorConfig(",
+        "build_processor(",
+        "LLMConfig(",
+        "build_openai_app(",
+        "client.chat.completions.create(",
+    ):
+        assert name in source
+
+
+def test_the_outputs_are_those_of_one_whole_run():
+    assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
+    assert not [o for cell in CODE for o in cell.outputs if o.output_type == "error"]
+    assert sum(bool(cell.outputs) for cell in CODE) > len(CODE) / 2
+
+
+@pytest.mark.parametrize("cell", CODE, ids=lambda cell: cell.source[:30])
+def test_outputs_are_tidy(cell):
+    shown = text_of(cell)
+    assert len(shown) < 6000
+    assert not [o for o in cell.outputs if o.get("name") == "stderr"], shown[:500]
+    assert not re.search(r"(?<![\w.:/])/(home|root|tmp|work|Users|mnt)/", shown), shown[:500]
+    assert not re.search(r"AKIA|SECRET|\b(pid|ip)=\d", shown)
+    assert "\x1b[" not in shown
+
+
+def test_readme_md_is_made_from_the_notebook(tmp_path):
+    command = ["jupyter", "nbconvert", "--to", "markdown", str(ROOT / "README.ipynb"), "--log-level", "ERROR"]
+    command += ["--output-dir", str(tmp_path), "--NbConvertApp.output_files_dir=images/outputs"]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), "stale: run `make page`"
+    for made in (tmp_path / "images" / "outputs").iterdir():
+        assert made.read_bytes() == (ROOT / "images" / "outputs" / made.name).read_bytes()
+
+
+def test_the_two_commands_are_on_the_first_screen():
+    first = (ROOT / "README.md").read_text()[:3000]
+    assert "make run" in first
+    assert "make test" in first

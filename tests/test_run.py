@@ -1,0 +1,31 @@
+"""What the notebook's run measured: `make test` runs README.ipynb at a small size, then these."""
+
+
+def test_every_row_comes_back(results):
+    assert results["batch"]["rows_in"] == results["batch"]["rows_out"]
+    assert results["batch"]["rows_in"] == 2 * results["data"]["used"]["test"]
+
+
+def test_the_loss_fell(results):
+    loss = results["training"]["loss"]
+    assert loss[-1] < 0.3 * loss[0]
+
+
+def test_two_workers_trained(results):
+    assert results["profile"] != "cpu" or results["training"]["workers"] == 2
+
+
+def test_the_adapter_is_better_than_the_base_model(results):
+    scores = results["batch"]["exact_match"]
+    assert scores["base model"] <= 0.05
+    assert scores["fine-tuned"] >= scores["base model"] + 0.1
+
+
+def test_the_adapter_answers_and_not_the_base_model(results):
+    answers = results["serving"]["answers"]
+    assert all(row["adapter"] != row["base model"] for row in answers)
+    assert all("(" in row["adapter"] for row in answers)
+
+
+def test_a_streamed_answer_equals_the_unstreamed_one(results):
+    assert results["serving"]["streamed"] == results["serving"]["answers"][0]["adapter"]

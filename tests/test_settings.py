@@ -1,0 +1,55 @@
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+from tutorial import TutorialError, settings
+
+
+def test_the_cluster_chooses_the_profile():
+    assert settings.Settings(_env_file=None).choose_profile({"CPU": 8.0}).name == "cpu"
+    assert settings.Settings(_env_file=None).choose_profile({"CPU": 8.0, "GPU": 4.0}).name == "gpu"
+    assert settings.Settings(_env_file=None, profile="cpu").choose_profile({"GPU": 4.0}).name == "cpu"
+
+
+def test_settings_lie_over_the_profile(monkeypatch):
+    monkeypatch.setenv("TRAIN_ROWS", "7")
+    monkeypatch.setenv("MODEL", "some/model")
+    monkeypatch.setenv("WORKERS", "1")
+    profile = settings.load().choose_profile({"GPU": 1.0})
+    assert (profile.rows.train, profile.rows.test) == (7, None)
+    assert profile.model == "some/model"
+    assert profile.processor["concurrency"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PROFILE", "tpu"), ("TRAIN_ROWS", "0"), ("TEST_ROWS", "many"), ("PORT", "99999"), ("RUN_NAME", "../x")],
+)
+def test_a_wrong_value_is_named_in_one_line(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(TutorialError, match=f"^{name}='{re.escape(value)}'") as error:
+        settings.load()
+    assert "\n" not in str(error.value)
+
+
+def test_the_gpu_profile_is_four_l4():
+    profile = settings.Settings(_env_file=None, profile="gpu").choose_profile({})
+    assert profile.model == "Qwen/Qwen2.5-7B-Instruct"
+    assert profile.processor["concurrency"] == 4
+
+
+def test_anyscale_defaults(monkeypatch):
+    monkeypatch.setenv("ANYSCALE_ARTIFACT_STORAGE", "s3://theirs/artifacts")
+    assert settings.load().storage_uri() == "s3://theirs/artifacts"
+    monkeypatch.setenv("STORAGE", "gs://mine/artifacts")
+    assert settings.load().storage_uri() == "gs://mine/artifacts"
+
+
+def test_env_example_names_every_setting():
+    named = set(re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    known = {name.upper() for name in settings.Settings.model_fields}
+    assert known <= named
+    passed_on = {"HF_TOKEN", "HF_HUB_ENABLE_HF_TRANSFER"}
+    passed_on |= {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"}
+    assert named - known == passed_on

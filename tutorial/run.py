@@ -1,0 +1,47 @@
+"""`make run`: execute README.ipynb into out/README.ipynb, saying on the way which stage it is in."""
+
+import sys
+import time
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
+
+from tutorial.settings import ROOT
+
+
+def main() -> None:
+    """Run every cell in one kernel; a mistake in a setting ends it with one line."""
+    notebook = nbformat.read(ROOT / "README.ipynb", as_version=4)
+    start = time.monotonic()
+
+    def say_stage(cell, cell_index):
+        heading = cell.source.splitlines()[0] if cell.source else ""
+        if cell.cell_type == "markdown" and heading.startswith("## "):
+            print(f"[{time.monotonic() - start:4.0f} s] {heading.removeprefix('## ')}", flush=True)
+
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(ROOT)}},
+        on_cell_start=say_stage,
+        config=Config({"KernelManager": {"transport": "ipc"}}),  # no port, not even on loopback
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        if error.ename == "TutorialError":
+            sys.exit(f"{error.ename}: {error.evalue}")
+        raise
+    finally:
+        out = ROOT / "out" / "README.ipynb"
+        out.parent.mkdir(exist_ok=True)
+        nbformat.write(notebook, out)
+    print(f"[{time.monotonic() - start:4.0f} s] done: out/README.ipynb, and its figures in out/results.json")
+
+
+if __name__ == "__main__":
+    main()
