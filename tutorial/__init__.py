@@ -5,7 +5,12 @@ data      ViGGO or the sample, read and validated                   model    the
 sample    the embedded sample                                       score    exact match
 storage   the run's files: a folder, s3:// or gs://                 serving  wait until it answers
 plots     pictures and tables                                       results  results.json
+run       `make run`                                                quiet    log lines out of the cells
 """
+
+from tutorial import quiet
+
+quiet.environment()
 
 
 class TutorialError(Exception):
