@@ -1,5 +1,7 @@
 """Training and inference must send the same prompt; nothing else would say so if they did not."""
 
+import json
+
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.hparams import DataArguments
 from transformers import AutoTokenizer
@@ -29,8 +31,6 @@ def test_the_same_token_ids(model_path):
 
 
 def test_the_columns_that_llamafactory_is_told(tmp_path):
-    import json
-
     data.write({"train": sample.rows()["train"][:1]}, tmp_path)
     info = json.loads((tmp_path / "dataset_info.json").read_text())
     assert info["train"]["columns"] == {"system": "instruction", "prompt": "input", "response": "output"}

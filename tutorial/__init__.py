@@ -8,10 +8,6 @@ plots     pictures and tables                                       results  res
 run       `make run`                                                quiet    log lines out of the cells
 """
 
-from tutorial import quiet
-
-quiet.environment()
-
 
 class TutorialError(Exception):
     """A mistake that its reader can mend: one line that says what is wrong, where, and what to set."""

@@ -1,21 +1,30 @@
-"""Keep a page readable: the engines' own log lines stay in Ray's log folder and out of the cells."""
+"""Keep the page readable: the engines' log lines go to files, an error in a cell is still an error."""
 
+import contextlib
+import io
 import logging
 import os
-import warnings
+from collections.abc import Iterator
 
-LOUD = ("ray", "ray.data", "ray.serve", "ray.llm", "ray._private", "httpx", "vllm", "transformers")
+from tutorial.settings import ROOT
 
 
-def environment() -> None:
-    """What must be set before the engines are imported; what the user has set stays."""
+def cells() -> None:
+    """Log errors alone from here on; lines that C++ code writes to standard error go to out/native.log.
+
+    For a notebook's own process. The processes that Ray starts log to Ray's folder, as they always do.
+    """
+    logging.disable(logging.WARNING)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the driver's C++ side writes to its cell
-    warnings.filterwarnings("ignore", message="IProgress not found")
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    path = ROOT / "out" / "native.log"
+    path.parent.mkdir(exist_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(log, 2)  # Python's own sys.stderr is not this one in a notebook
+    os.close(log)
 
 
-def loggers() -> None:
-    """Errors alone from here on; called after an import, because an import sets its loggers anew."""
-    for name in LOUD:
-        logging.getLogger(name).setLevel(logging.ERROR)
+@contextlib.contextmanager
+def shutdown() -> Iterator[None]:
+    """Around Ray's shutdown, in which Ray reports the end of its own actors on standard output."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
