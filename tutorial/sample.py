@@ -140,7 +140,7 @@ def _meaning(function: str, game: dict, rng: random.Random) -> dict[str, str]:
 
     name, rating = {"name": game["name"]}, {"rating": rng.choice(list(ADJECTIVES))}
     if function == "inform":
-        chosen = name | some(DETAILS, 1, 3) | some(EXTRAS, 0, 3)
+        chosen = name | some(DETAILS, 1, 2) | some(EXTRAS, 0, 2)
         if rng.random() < 0.4:
             chosen |= rating
         if rng.random() < 0.05:
