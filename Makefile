@@ -49,7 +49,7 @@ clean:
 	rm -rf .venv && $(PYTHON) -m venv .venv
 	TORCH="--quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes -r requirements/torch.lock"
 	$(BIN)/pip install --no-index $$TORCH 2> /dev/null \
-	  || $(BIN)/pip install --index-url https://download.pytorch.org/whl/cpu $$TORCH \
+	  || $(BIN)/pip install --timeout 15 --retries 1 --index-url https://download.pytorch.org/whl/cpu $$TORCH \
 	  || { echo "No torch 2.13.0+cpu: PyTorch's index cannot be reached; set PIP_FIND_LINKS to a folder that holds the wheel"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
 	uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/cpu.lock

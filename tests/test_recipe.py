@@ -32,11 +32,19 @@ def test_the_ray_section_is_taken_out(path):
     assert isinstance(args["learning_rate"], float)  # YAML reads 1e-3 as a word
 
 
+RAY = (
+    "ray: {num_workers: 1, use_gpu: false, resources_per_worker: {}, max_failures: 0, num_to_keep: 1, "
+    "env_vars: {}}"
+)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("learning_rat: 0.1", "LLaMA-Factory does not know the key 'learning_rat'"),
+        (f"{RAY}\nlora_rank: 8\nlearning_rat: 0.1", "LLaMA-Factory does not know the key 'learning_rat'"),
         ("ray: {num_wokers: 2}", "unknown key 'num_wokers' in `ray`"),
+        ("ray: {}", "the key 'env_vars' is missing in `ray`"),
+        (f"{RAY}\nlora_rank: 4", "lora_rank=4: vLLM serves 1, 8, 16"),
         ("a: [", "not YAML: line 2"),
         ("- a list", "not a mapping"),
     ],

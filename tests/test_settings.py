@@ -5,6 +5,14 @@ import pytest
 from tests.conftest import ROOT
 from tutorial import TutorialError, settings
 
+NO_FILE = ROOT / "no.env"
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    for name in [*settings.Settings.model_fields, "anyscale_artifact_storage"]:
+        monkeypatch.delenv(name.upper(), raising=False)
+
 
 def test_the_cluster_chooses_the_profile():
     assert settings.Settings(_env_file=None).choose_profile({"CPU": 8.0}).name == "cpu"
@@ -16,7 +24,7 @@ def test_settings_lie_over_the_profile(monkeypatch):
     monkeypatch.setenv("TRAIN_ROWS", "7")
     monkeypatch.setenv("MODEL", "some/model")
     monkeypatch.setenv("WORKERS", "1")
-    profile = settings.load().choose_profile({"GPU": 1.0})
+    profile = settings.load(NO_FILE).choose_profile({"GPU": 1.0})
     assert (profile.rows.train, profile.rows.test) == (7, None)
     assert profile.model == "some/model"
     assert profile.processor["concurrency"] == 1
@@ -29,7 +37,7 @@ def test_settings_lie_over_the_profile(monkeypatch):
 def test_a_wrong_value_is_named_in_one_line(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(TutorialError, match=f"^{name}='{re.escape(value)}'") as error:
-        settings.load()
+        settings.load(NO_FILE)
     assert "\n" not in str(error.value)
 
 
@@ -41,9 +49,9 @@ def test_the_gpu_profile_is_four_l4():
 
 def test_anyscale_defaults(monkeypatch):
     monkeypatch.setenv("ANYSCALE_ARTIFACT_STORAGE", "s3://theirs/artifacts")
-    assert settings.load().storage_uri() == "s3://theirs/artifacts"
+    assert settings.load(NO_FILE).storage_uri() == "s3://theirs/artifacts"
     monkeypatch.setenv("STORAGE", "gs://mine/artifacts")
-    assert settings.load().storage_uri() == "gs://mine/artifacts"
+    assert settings.load(NO_FILE).storage_uri() == "gs://mine/artifacts"
 
 
 def test_env_example_names_every_setting():

@@ -65,6 +65,13 @@ def test_close_ends_the_server_and_gives_the_environment_back():
     assert dict(os.environ) == before
 
 
+def test_a_run_of_the_same_name_is_refused(adapter, tmp_path):
+    storage.Storage(str(tmp_path / "kept"), "viggo-5").publish(adapter, "adapters/a", FILES)
+    with pytest.raises(TutorialError, match=r"^RUN_NAME=viggo-5: .* holds a run of this name"):
+        storage.Storage.open(str(tmp_path / "kept"), "viggo-5")
+    storage.Storage.open(str(tmp_path / "kept"), "viggo-6").close()
+
+
 def one_line(uri, message, **options):
     start = time.monotonic()
     with pytest.raises(TutorialError, match=message) as error:

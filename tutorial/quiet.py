@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 from tutorial.settings import ROOT
@@ -18,6 +19,8 @@ def cells() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     path = ROOT / "out" / "native.log"
     path.parent.mkdir(exist_ok=True)
+    if "ipykernel" not in sys.modules:  # in a script Python's own errors go there too
+        return
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 2)  # Python's own sys.stderr is not this one in a notebook
     os.close(log)

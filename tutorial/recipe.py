@@ -8,6 +8,7 @@ import yaml
 
 from tutorial import TutorialError
 
+SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's max_lora_rank
 RAY_KEYS = {"num_workers", "use_gpu", "resources_per_worker", "max_failures", "num_to_keep", "env_vars"}
 
 
@@ -19,17 +20,24 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     try:
         args = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TutorialError(f"{path.name}: cannot be read ({error.strerror})") from None
     except yaml.MarkedYAMLError as error:
         raise TutorialError(
             f"{path.name}: not YAML: line {error.problem_mark.line + 1}: {error.problem}"
         ) from None
     if not isinstance(args, dict):
         raise TutorialError(f"{path.name}: not a mapping of keys to values")
-    ray_section = args.pop("ray", {})
+    ray_section = args.pop("ray", None) or {}
     for key in ray_section:
         if key not in RAY_KEYS:
             known = ", ".join(sorted(RAY_KEYS))
             raise TutorialError(f"{path.name}: unknown key {key!r} in `ray`; known: {known}")
+    for key in sorted(RAY_KEYS - set(ray_section)):
+        raise TutorialError(f"{path.name}: the key {key!r} is missing in `ray`")
+    if args.get("lora_rank") not in SERVED_RANKS:
+        ranks = ", ".join(map(str, SERVED_RANKS))
+        raise TutorialError(f"{path.name}: lora_rank={args.get('lora_rank')}: vLLM serves {ranks}")
     known = _llamafactory_keys()
     for key in args:
         if key not in known:

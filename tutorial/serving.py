@@ -27,6 +27,8 @@ def check_port(port: int, host: str = "127.0.0.1") -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except PermissionError:
+            raise TutorialError(f"PORT={port}: not allowed to this user; set PORT above 1023") from None
         except OSError:
             raise TutorialError(
                 f"PORT={port}: another process uses this port; set PORT to a free one"

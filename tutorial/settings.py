@@ -3,6 +3,7 @@
 import os
 import tempfile
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ class Profile(BaseModel):
 class Settings(BaseSettings):
     """What a user may set; `.env.example` explains each. Empty values count as unset."""
 
-    model_config = SettingsConfigDict(env_file=ROOT / ".env", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore")
 
     profile: Literal["cpu", "gpu"] | None = None
     run_name: str = Field(
@@ -95,18 +96,18 @@ class Settings(BaseSettings):
         return profile
 
 
-def load() -> Settings:
+def load(env_file: Path = ROOT / ".env") -> Settings:
     """The settings of this run. What else `.env` holds (AWS_*, HF_*) goes to the environment.
 
     Raises:
         TutorialError: a setting has a value that it cannot have.
     """
     # An empty value in .env is "not set", for boto3 and the Hugging Face hub as for us.
-    for key, value in dotenv_values(ROOT / ".env").items():
+    for key, value in dotenv_values(env_file).items():
         if value and key not in os.environ:
             os.environ[key] = value
     try:
-        return Settings()
+        return Settings(_env_file=env_file)
     except ValidationError as error:
         raise TutorialError(_first(error)) from None
 
@@ -114,14 +115,17 @@ def load() -> Settings:
 def joins_cluster() -> bool:
     """Whether `ray.init` will join a cluster that runs already, rather than start one here."""
     started = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray", "ray_current_cluster")
-    return "RAY_ADDRESS" in os.environ or started.is_file()
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or started.is_file()
 
 
 def local_cluster() -> dict[str, Any]:
     """What `ray.init` needs to start a cluster of this machine alone; nothing where it joins one."""
     if joins_cluster():
         return {}
-    return {"num_cpus": max(8, os.cpu_count()), "include_dashboard": False}
+    options = {"num_cpus": max(8, os.cpu_count()), "include_dashboard": False}
+    if version("torch").endswith("+cpu"):  # a GPU that this environment's torch cannot use is none
+        options["num_gpus"] = 0
+    return options
 
 
 def _first(error: ValidationError) -> str:

