@@ -1,7 +1,12 @@
+import os
+import subprocess
+import sys
+
 import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
+from tests.conftest import ROOT
 from tutorial import TutorialError, model
 
 
@@ -18,11 +23,20 @@ def test_it_is_made_once(model_path):
     assert (model_path / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_model_that_is_nowhere(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(TutorialError, match=r"^MODEL=no-one/no-model: neither a folder here nor") as error:
-        model.folder("no-one/no-model", tmp_path)
-    assert "\n" not in str(error.value)
+def test_a_model_that_is_nowhere(tmp_path):
+    """In a process of its own: the hub's address is read when its package is imported."""
+    program = "import sys; from pathlib import Path; from tutorial import model; "
+    program += "model.folder('no-one/no-model', Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stderr.strip().splitlines()[-1]
+    assert "TutorialError: MODEL=no-one/no-model: neither a folder here nor to be had" in said
 
 
 def test_a_folder_without_a_model(tmp_path):
