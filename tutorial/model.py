@@ -45,7 +45,7 @@ def folder(name: str, shared: Path) -> Path:
 
 
 def _from_package(target: Path) -> Path:
-    """De-quantise the package's GGUF to safetensors, once: about 25 s on two cores, 270 MB."""
+    """De-quantise the package's GGUF to safetensors, once."""
     done = target / "model.safetensors"
     if done.is_file():
         return target

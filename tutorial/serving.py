@@ -13,7 +13,7 @@ class ModelOnEveryNode(CallbackBase):
     """For `LLMConfig(callback_config=...)`: the base model is a folder that every node sees.
 
     Without it each replica first starts a process on each of its nodes that imports vLLM, to find that there
-    is nothing to download: 11 s of a replica's start on two cores.
+    is nothing to download.
     """
 
     async def on_before_node_init(self) -> None:
