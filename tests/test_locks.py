@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import tempfile
 
 import pytest
 
@@ -10,7 +11,8 @@ from tests.conftest import ROOT
 
 
 def resolve(*args):
-    command = ["uv", "pip", "install", "--dry-run", "--system", "--target", "unused", "--only-binary=:all:"]
+    command = ["uv", "pip", "install", "--dry-run", "--system", "--only-binary=:all:"]
+    command += ["--target", tempfile.mkdtemp()]  # stays empty
     done = subprocess.run([*command, *args], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
