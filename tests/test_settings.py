@@ -54,10 +54,23 @@ def test_anyscale_defaults(monkeypatch):
     assert settings.load(NO_FILE).storage_uri() == "gs://mine/artifacts"
 
 
+def test_more_workers_than_the_machine_has_room_for(monkeypatch):
+    monkeypatch.setattr(settings, "joins_cluster", lambda: False)
+    settings.check_fits({"CPU": 8.0}, 2, {"CPU": 1})
+    with pytest.raises(TutorialError, match="4 workers with 1 GPU each need 4 GPU, this machine has 1; set"):
+        settings.check_fits({"CPU": 16.0, "GPU": 1.0}, 4, {"CPU": 4, "GPU": 1})
+
+
+def test_a_submitted_job_brings_its_own_code(monkeypatch):
+    assert settings.runtime_env({})["working_dir"] == str(ROOT)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert settings.runtime_env({"A": "1"}) == {"env_vars": {"A": "1"}}
+
+
 def test_env_example_names_every_setting():
     named = set(re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     known = {name.upper() for name in settings.Settings.model_fields}
     assert known <= named
-    passed_on = {"HF_TOKEN", "HF_HUB_ENABLE_HF_TRANSFER"}
+    passed_on = {"HF_TOKEN", "HF_HUB_ENABLE_HF_TRANSFER", "HF_XET_HIGH_PERFORMANCE"}
     passed_on |= {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"}
     assert named - known == passed_on

@@ -106,3 +106,9 @@ def test_an_endpoint_that_is_down(monkeypatch):
 
 def test_a_folder_that_cannot_be_written():
     one_line("/proc/nowhere", r"^STORAGE=/proc/nowhere: ")
+
+
+def test_a_server_on_loopback_is_for_one_machine(store):
+    store.check_nodes([{"Alive": True}, {"Alive": False}])
+    with pytest.raises(TutorialError, match=r"the cluster has 2 machines.*set STORAGE"):
+        store.check_nodes([{"Alive": True}, {"Alive": True}])

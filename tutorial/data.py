@@ -44,8 +44,10 @@ def load(source: str | None, bucket: str = BUCKET) -> dict[str, Rows]:
     if source is None:
         try:
             splits = {s: _fetch(f"{bucket}/{s}.jsonl") for s in EXPECTED}
-        except requests.RequestException:
-            print(f"{bucket} cannot be reached within {TIMEOUT_S} s: using the embedded sample.")
+        except requests.RequestException as error:
+            answer = getattr(error.response, "status_code", None)
+            reason = f"answers {answer}" if answer else f"cannot be reached within {TIMEOUT_S} s"
+            print(f"{bucket} {reason}: using the embedded sample.")
             return sample.rows()
     else:
         splits = {s: _read(f"{source.rstrip('/')}/{s}.jsonl") for s in EXPECTED}

@@ -1,14 +1,12 @@
 """The base model as a folder on this machine."""
 
+import functools
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import httpx
 from filelock import FileLock
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from tutorial import TutorialError, one_line
 from tutorial.settings import ROOT
@@ -34,6 +32,11 @@ def folder(name: str, shared: Path) -> Path:
         if not (path / "config.json").is_file():
             raise TutorialError(f"MODEL={name}: the folder holds no config.json")
         return path
+    # Imported here: the hub's client reads HF_* when it is imported, and .env has been read by now.
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickles
         local_dir = shared / "models" / name.replace("/", "--")
@@ -68,9 +71,14 @@ def _from_package(target: Path) -> Path:
 
 def convert(gguf: Path, target: Path) -> None:
     """Write a GGUF's model as safetensors in bf16, and its tokenizer, to a folder."""
+    import gguf as gguf_package
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # transformers reads the whole file again for each of its questions, and builds the table of names anew
+    # for each part of the model: more than half of the time.
+    for slow in ("GGUFReader", "get_tensor_name_map"):
+        setattr(gguf_package, slow, functools.cache(getattr(gguf_package, slow)))
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The GGUF names the token that opens a turn as the end of the text; a turn ends with <|im_end|>.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105

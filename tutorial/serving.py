@@ -5,20 +5,26 @@ import time
 
 from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.llm._internal.serve.engines.vllm import vllm_models
+from ray.llm._internal.serve.observability.usage_telemetry import usage
 
 from tutorial import TutorialError
 
 
-class ModelOnEveryNode(CallbackBase):
-    """For `LLMConfig(callback_config=...)`: the base model is a folder that every node sees.
+class QuickStart(CallbackBase):
+    """For `LLMConfig(callback_config=...)`: fewer processes that import vLLM, one after the other.
 
-    Without it each replica first starts a process on each of its nodes that imports vLLM, to find that there
-    is nothing to download.
+    That import is most of a replica's start on a small machine.
     """
 
     async def on_before_node_init(self) -> None:
-        """Ray Serve LLM's hook before it prepares the nodes."""
+        """Ray Serve LLM's hook in the replica, before it prepares the nodes."""
+        # The base model is a folder that every node sees: no process on each node to find that out.
         self.ctx.run_init_node = False
+        # On CPU: the engine's process runs the model too. (Ray Serve LLM sets `mp`; GPUs are not touched.)
+        vllm_models.EXECUTOR_BACKEND_MP = "uni"
+        # The replica waits for this actor at its end; it starts beside the engine now.
+        usage._get_or_create_telemetry_agent()
 
 
 def check_port(port: int, host: str = "127.0.0.1") -> None:

@@ -11,6 +11,7 @@ import yaml
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from tutorial import TutorialError
 
@@ -126,6 +127,28 @@ def local_cluster() -> dict[str, Any]:
     if version("torch").endswith("+cpu"):  # a GPU that this environment's torch cannot use is none
         options["num_gpus"] = 0
     return options
+
+
+def runtime_env(env_vars: dict[str, str]) -> dict[str, Any]:
+    """`ray.init`'s runtime environment: this project's code and these variables for every worker.
+
+    A job brings its code along (`ray job submit --working-dir`), and Ray takes that from one side alone.
+    """
+    code = {} if RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ else {"working_dir": str(ROOT)}
+    return code | {"env_vars": env_vars}
+
+
+def check_fits(cluster: dict[str, float], workers: int, resources: dict[str, float]) -> None:
+    """On a cluster of this machine alone, TutorialError if the training workers find no room there.
+
+    A cluster that was joined may grow when it is asked to, so there Ray Train waits instead.
+    """
+    for kind, each in resources.items():
+        if not joins_cluster() and workers * each > cluster.get(kind, 0):
+            raise TutorialError(
+                f"{workers} workers with {each:g} {kind} each need {workers * each:g} {kind}, "
+                f"this machine has {cluster.get(kind, 0):g}; set WORKERS to fewer"
+            )
 
 
 def _first(error: ValidationError) -> str:

@@ -157,6 +157,15 @@ class Storage:
         """
         return self.server.env if self.server and joins_cluster() else {}
 
+    def check_nodes(self, nodes: list[dict]) -> None:
+        """TutorialError if a server on loopback is to serve more than one machine of `ray.nodes()`."""
+        alive = sum(node["Alive"] for node in nodes)
+        if self.server and alive > 1:
+            raise TutorialError(
+                f"STORAGE={self.root}: the cluster has {alive} machines, and this run's S3 server can be "
+                "reached from this one alone; set STORAGE to s3://... or gs://..."
+            )
+
     def uri(self, *parts: str) -> str:
         """The address of a file or folder of this run."""
         return "/".join((self.root, self.run_name, *parts))
