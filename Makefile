@@ -21,7 +21,7 @@ run: .venv/.ready
 	python -m tutorial.run
 
 test: .venv/.ready lint
-	TRAIN_ROWS=$${TRAIN_ROWS:-400} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
+	TRAIN_ROWS=$${TRAIN_ROWS:-360} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	pytest -q
 
 lint: .venv/.ready
