@@ -1,0 +1,61 @@
+"""How long scoring 100,000 pairs takes, intervals included. From the project's root:
+
+    python -m benchmarks.scoring
+
+The targets are the sample's, repeated; a third of the answers is damaged by a seeded generator. Prints
+what it measured and writes it to benchmarks/scoring.json.
+"""
+
+import json
+import os
+import platform
+import random
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from tutorial import sample, score, task
+
+PAIRS = 100_000
+RESAMPLES = 2000
+
+
+def damage(target: str, others: list[str], rng: random.Random) -> str:
+    """Cut off, said twice, another target, without its first attribute, or with a letter changed."""
+    cut = rng.randrange(len(target))
+    return rng.choice(
+        [
+            target[:cut],
+            f"{target} {target}",
+            rng.choice(others),
+            target.partition("(")[0] + "(" + target.partition("], ")[2],
+            target[:cut] + rng.choice("abcdefghijklmnopqrstuvwxyz") + target[cut + 1 :],
+        ]
+    )
+
+
+rng = random.Random(0)  # noqa: S311  a seeded benchmark, no secret
+known = [row["output"] for part in sample.rows().values() for row in part]
+targets = (known * (PAIRS // len(known) + 1))[:PAIRS]
+answers = [damage(target, known, rng) if rng.random() < 1 / 3 else target for target in targets]
+description = task.load("viggo").meaning
+
+clock, cpu = time.perf_counter(), time.process_time()
+table = score.scores(answers, targets, description, resamples=RESAMPLES)
+seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
+
+measured = {
+    "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    "pairs": PAIRS,
+    "distinct_answers": len(set(answers)),
+    "meanings": len(set(targets)),
+    "resamples": RESAMPLES,
+    "seconds": round(seconds, 2),
+    "cores_used": round(cpu / seconds, 2),  # CPU seconds a second; the machine's cores are cpus
+    "cpus": os.cpu_count(),
+    "python": platform.python_version(),
+    "packages": {package: version(package) for package in ("lark", "numpy", "pandas", "scipy")},
+}
+print(table.round(3).to_string(), json.dumps(measured, indent=2), sep="\n\n")
+Path(__file__).with_suffix(".json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")

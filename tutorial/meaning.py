@@ -1,0 +1,143 @@
+"""Meaning representations, `function(attribute[value, value], attribute[])`, as data.
+
+A value is any text without brackets and line breaks: none of ViGGO's 6,900 rows has either inside one, while
+commas, parentheses, colons and apostrophes are common. Names are lower case identifiers, and attributes are
+separated by a comma and one space. `Description` says which functions, attributes and values a task has.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import lark
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+LONGEST = 80  # characters of a value that `grammar` lets a model write; ViGGO's longest has 57
+
+SYNTAX = r"""
+    start: NAME "(" attribute (", " attribute)* ")"
+    attribute: NAME "[" [VALUE] "]"
+    NAME: /[a-z_][a-z0-9_]*/
+    VALUE: /[^\[\]\r\n]+/
+"""
+
+
+def _distinct(items: list[str]) -> list[str]:
+    if len(set(items)) < len(items):
+        raise ValueError("an item stands in it twice")
+    return items
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
+Value = Annotated[str, Field(pattern=r"^[^\[\]\r\n]+$")]
+Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_distinct)]
+Closed = Annotated[list[Value], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class Description(BaseModel):
+    """What a task's meaning representations may hold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    functions: Names
+    attributes: dict[Name, Literal["text", "list"] | Closed] = Field(
+        min_length=1,
+        description="`text`: one free value; `list`: several, separated by ', '; or the values it may have",
+    )
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """One representation: attributes in the order written, each with its value's text, '' if it has none."""
+
+    function: str
+    attributes: tuple[tuple[str, str], ...]
+
+
+class _Build(lark.Transformer):
+    def start(self, children: list) -> Meaning:
+        return Meaning(str(children[0]), tuple(children[1:]))
+
+    def attribute(self, children: list) -> tuple[str, str]:
+        return str(children[0]), str(children[1] or "")
+
+
+PARSER = lark.Lark(SYNTAX, parser="lalr", transformer=_Build())
+
+
+def parse(text: str) -> Meaning:
+    """Read one representation; white space around it is accepted.
+
+    Raises:
+        ValueError: it is not one, in one line with the column, counted from its first visible character.
+    """
+    text = text.strip()
+    try:
+        return PARSER.parse(text)
+    except lark.UnexpectedInput as error:
+        token = getattr(error, "token", None)  # "$END" where the parser wanted more
+        if token is not None and token.type == "$END":
+            raise ValueError(f"column {len(text) + 1}: it ends too early") from None
+        at = error.pos_in_stream
+        raise ValueError(f"column {at + 1}: unexpected {text[at]!r}") from None
+
+
+def render(meaning: Meaning) -> str:
+    """The representation as text: what `parse` read, less white space around it."""
+    return f"{meaning.function}({', '.join(f'{name}[{value}]' for name, value in meaning.attributes)})"
+
+
+def check(meaning: Meaning, description: Description) -> None:
+    """Whether a task can have this meaning. An attribute without a value is always allowed.
+
+    Raises:
+        ValueError: a function, attribute or value that the description lacks, or an attribute given twice.
+    """
+    if meaning.function not in description.functions:
+        raise ValueError(f"unknown function {meaning.function!r}")
+    seen = set()
+    for name, value in meaning.attributes:
+        allowed = description.attributes.get(name)
+        if allowed is None:
+            raise ValueError(f"unknown attribute {name!r}")
+        if name in seen:
+            raise ValueError(f"attribute {name!r} is given twice")
+        if value and isinstance(allowed, list) and value not in allowed:
+            raise ValueError(f"attribute {name!r} cannot be {value!r}, only one of {', '.join(allowed)}")
+        seen.add(name)
+
+
+def canonical(meaning: Meaning, description: Description) -> Meaning:
+    """The same meaning with its attributes in order of name, and a list attribute's values in order."""
+    return Meaning(
+        meaning.function,
+        tuple(
+            (name, ", ".join(sorted(value.split(", "))) if description.attributes[name] == "list" else value)
+            for name, value in sorted(meaning.attributes)
+        ),
+    )
+
+
+def grammar(description: Description) -> str:
+    """The task's representations as a GBNF grammar (llama.cpp's notation, which xgrammar reads).
+
+    It holds a model to the names and the closed values, and a free value to 1 to `LONGEST` characters.
+    Attributes may come in any order; that none comes twice is left to `check`, as a grammar would have to
+    list every order.
+    """
+    attributes = []
+    for name, allowed in description.attributes.items():
+        value = f"({' | '.join(map(_quoted, allowed))})" if isinstance(allowed, list) else "text"
+        attributes.append(f'"{name}[" {value}? "]"')
+    return "\n".join(
+        [
+            'root ::= function "(" attribute (", " attribute)* ")"',
+            f"function ::= {' | '.join(map(_quoted, description.functions))}",
+            f"attribute ::= {' | '.join(attributes)}",
+            rf"text ::= [^\[\]\r\n]{{1,{LONGEST}}}",
+        ]
+    )
+
+
+def _quoted(literal: str) -> str:
+    return json.dumps(literal, ensure_ascii=False)  # GBNF escapes as JSON does
