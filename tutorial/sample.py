@@ -48,18 +48,7 @@ ATTRIBUTES = (
 )
 INSTRUCTION = "Give the meaning of the sentence as function(attribute[value])."
 
-ADJECTIVES = {
-    "excellent": ("excellent", "amazing"),
-    "good": ("good", "fun"),
-    "average": ("average", "decent"),
-    "poor": ("poor", "bad"),
-}
-VERBS = {
-    "excellent": ("love", "adore"),
-    "good": ("like", "enjoy"),
-    "average": ("don't mind", "neither love nor hate"),
-    "poor": ("dislike", "hate"),
-}
+VERBS = {"excellent": "love", "good": "like", "average": "don't mind", "poor": "dislike"}  # by rating
 SPECIFIERS = (
     "addictive beautiful boring bloody challenging cheap clever colorful difficult easy emotional "
     "exciting expensive famous fast-paced funny hardest innovative longest newest oldest original "
@@ -67,26 +56,23 @@ SPECIFIERS = (
 ).split()
 MONTHS = "January February March April May June July August September October November December".split()
 SPOKEN = {
-    "sport": ("sports", "sport"),
-    "first person": ("first person", "first-person"),
-    "third person": ("third person", "third-person"),
-    "bird view": ("bird view", "bird's eye view"),
-    "M (for Mature)": ("M",),
-    "T (for Teen)": ("T",),
-    "E (for Everyone)": ("E",),
-    "E 10+ (for Everyone 10 and Older)": ("E 10+",),
+    "sport": "sports",
+    "M (for Mature)": "M",
+    "T (for Teen)": "T",
+    "E (for Everyone)": "E",
+    "E 10+ (for Everyone 10 and Older)": "E 10+",
 }
 QUESTIONS = {  # what a request_attribute asks about
-    "release_year": ("the year a game came out", "a game's age"),
-    "developer": ("who developed a game", "which studio made a game"),
-    "esrb": ("a game's ESRB rating", "how a game is rated for age"),
-    "genres": ("a game's genre", "what genre a game is"),
-    "player_perspective": ("the player perspective", "which perspective you play from"),
-    "has_multiplayer": ("having a multiplayer mode", "being able to play with friends"),
-    "platforms": ("the platform a game is on", "what console a game is for"),
-    "available_on_steam": ("finding a game on Steam", "a game being sold on Steam"),
-    "has_linux_release": ("a game running on Linux", "having a Linux version"),
-    "has_mac_release": ("a game running on a Mac", "having a Mac version"),
+    "release_year": "the year a game came out",
+    "developer": "who developed a game",
+    "esrb": "a game's ESRB rating",
+    "genres": "a game's genre",
+    "player_perspective": "the player perspective",
+    "has_multiplayer": "having a multiplayer mode",
+    "platforms": "the platform a game is on",
+    "available_on_steam": "finding a game on Steam",
+    "has_linux_release": "a game running on Linux",
+    "has_mac_release": "a game running on a Mac",
 }
 DETAILS = ("genres", "player_perspective", "has_multiplayer", "platforms", "developer")
 EXTRAS = (
@@ -138,7 +124,7 @@ def _meaning(function: str, game: dict, rng: random.Random) -> dict[str, str]:
     def some(names, low, high):
         return {a: game[a] for a in rng.sample(names, rng.randint(low, high))}
 
-    name, rating = {"name": game["name"]}, {"rating": rng.choice(list(ADJECTIVES))}
+    name, rating = {"name": game["name"]}, {"rating": rng.choice(list(VERBS))}
     if function == "inform":
         chosen = name | some(DETAILS, 1, 2) | some(EXTRAS, 0, 2)
         if rng.random() < 0.4:
@@ -159,13 +145,9 @@ def _meaning(function: str, game: dict, rng: random.Random) -> dict[str, str]:
     return name | some((*DETAILS, "release_year", "esrb"), 1, 2)  # confirm, recommend, suggest
 
 
-def _spoken(value: str, rng: random.Random) -> str:
-    return rng.choice(SPOKEN.get(value, (value,)))
-
-
-def _listed(values: str, rng: random.Random, last: str = " and ") -> str:
-    parts = [_spoken(v, rng) for v in values.split(", ")]
-    return ", ".join(parts[:-1]) + last + parts[-1] if len(parts) > 1 else parts[0]
+def _listed(values: str) -> str:
+    parts = [SPOKEN.get(value, value) for value in values.split(", ")]
+    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
 
 
 def _article(phrase: str) -> str:
@@ -178,64 +160,40 @@ def _noun(attributes: dict[str, str], rng: random.Random, plural: bool = False) 
     before, after = [], []
     a = attributes
     if "rating" in a:
-        before.append(rng.choice(ADJECTIVES[a["rating"]]))
+        before.append(a["rating"])
     if "esrb" in a:
-        rated = _spoken(a["esrb"], rng)
-        before.append(rng.choice((f"{rated} rated", f"{rated}-rated")))
+        before.append(f"{_listed(a['esrb'])} rated")
     if "has_multiplayer" in a:
         before.append("multiplayer" if a["has_multiplayer"] == "yes" else "single-player")
     if "player_perspective" in a:
-        before.append(_listed(a["player_perspective"], rng))
+        before.append(_listed(a["player_perspective"]))
     if "genres" in a:
-        before.append(" ".join(_spoken(g, rng) for g in a["genres"].split(", ")))
+        before.append(" ".join(SPOKEN.get(genre, genre) for genre in a["genres"].split(", ")))
     if "developer" in a:
-        after.append(rng.choice(("by", "made by")) + f" {a['developer']}")
+        after.append(f"by {a['developer']}")
     if "release_year" in a:
-        year = a["release_year"]
-        after.append(rng.choice((f"from {year}", f"released in {year}")))
+        after.append(f"from {a['release_year']}")
     if "platforms" in a:
-        places = _listed(a["platforms"], rng)
-        after.append(rng.choice((f"for {places}", f"on {places}")))
+        after.append(f"for {_listed(a['platforms'])}")
     rng.shuffle(after)
     return " ".join([*before, "games" if plural else "game", *after])
 
 
-def _clause(attribute: str, value: str, rng: random.Random) -> str:
+def _clause(attribute: str, value: str) -> str:
     """What a further sentence of an `inform` says of one attribute, after `it`."""
-    says_yes = value == "yes"
-    choices = {
-        "release_year": (f"came out in {value}", f"was released in {value}"),
-        "developer": (f"was developed by {value}", f"was made by {value}"),
-        "esrb": (f"is rated {_spoken(value, rng)}", f"has a rating of {_spoken(value, rng)}"),
-        "exp_release_date": (f"is expected on {value}", f"is planned for release on {value}"),
-        "player_perspective": (
-            f"is played from {_article(_listed(value, rng))} perspective",
-            f"has {_article(_listed(value, rng))} perspective",
-        ),
-        "platforms": (
-            f"is available for {_listed(value, rng)}",
-            f"can be played on {_listed(value, rng)}",
-        ),
-        "has_multiplayer": (
-            ("has multiplayer", "can be played with others")
-            if says_yes
-            else ("is single-player only", "has no multiplayer")
-        ),
-        "available_on_steam": (
-            ("is available on Steam", "can be found on Steam")
-            if says_yes
-            else ("is not available on Steam", "can't be found on Steam")
-        ),
-        "has_linux_release": (
-            ("has a Linux release", "runs on Linux")
-            if says_yes
-            else ("has no Linux release", "doesn't run on Linux")
-        ),
-        "has_mac_release": (
-            ("has a Mac release", "runs on Mac") if says_yes else ("has no Mac release", "doesn't run on Mac")
-        ),
-    }
-    return rng.choice(choices[attribute])
+    yes = value == "yes"
+    return {
+        "release_year": f"came out in {value}",
+        "developer": f"was developed by {value}",
+        "esrb": f"is rated {_listed(value)}",
+        "exp_release_date": f"is expected on {value}",
+        "player_perspective": f"is played from {_article(_listed(value))} perspective",
+        "platforms": f"is available for {_listed(value)}",
+        "has_multiplayer": "has multiplayer" if yes else "is single-player only",
+        "available_on_steam": "is available on Steam" if yes else "is not available on Steam",
+        "has_linux_release": "has a Linux release" if yes else "has no Linux release",
+        "has_mac_release": "has a Mac release" if yes else "has no Mac release",
+    }[attribute]
 
 
 def _inform(attributes: dict[str, str], rng: random.Random) -> str:
@@ -249,7 +207,7 @@ def _inform(attributes: dict[str, str], rng: random.Random) -> str:
     text = f"{name} is {_article(_noun({k: rest[k] for k in first}, rng))}."
     while left:
         pair, left = left[:2], left[2:]
-        clauses = [_clause(k, rest[k], rng) for k in pair]
+        clauses = [_clause(k, rest[k]) for k in pair]
         text += f" {rng.choice(('It', 'The game', 'This game'))} {' and '.join(clauses)}."
     return text
 
@@ -281,8 +239,7 @@ def _sentence(function: str, attributes: dict[str, str], rng: random.Random) -> 
             f"Are you into {others}, for example {name}?",
         )
     elif function == "give_opinion":
-        word = rng.choice(ADJECTIVES[a["rating"]])
-        verb = rng.choice(VERBS[a["rating"]])
+        word, verb = a["rating"], VERBS[a["rating"]]
         frames = (
             f"I {verb} {name}. To me it is {_article(f'{word} {noun}')}.",
             f"In my opinion {name} is {_article(f'{word} {noun}')}.",
@@ -290,7 +247,7 @@ def _sentence(function: str, attributes: dict[str, str], rng: random.Random) -> 
         )
     elif function == "verify_attribute":
         others = _noun({k: v for k, v in a.items() if k not in ("name", "rating")}, rng, plural=True)
-        verb = rng.choice(VERBS[a["rating"]])
+        verb = VERBS[a["rating"]]
         frames = (
             f"You said that you {verb} {name}. Do you feel the same about other {others}?",
             f"I remember that you {verb} {name}. Is it like that with all {others}?",
@@ -298,7 +255,7 @@ def _sentence(function: str, attributes: dict[str, str], rng: random.Random) -> 
         )
     elif function == "request_explanation":
         others = _noun({k: v for k, v in a.items() if k != "rating"}, rng, plural=True)
-        verb, word = rng.choice(VERBS[a["rating"]]), rng.choice(ADJECTIVES[a["rating"]])
+        word, verb = a["rating"], VERBS[a["rating"]]
         frames = (
             f"Why is it that you {verb} {others}?",
             f"What makes {others} so {word} for you?",
@@ -319,7 +276,7 @@ def _sentence(function: str, attributes: dict[str, str], rng: random.Random) -> 
                 f"What's the most {word} {kind} you have played?",
             )
     else:  # request_attribute
-        asked = rng.choice(QUESTIONS[next(iter(a))])
+        asked = QUESTIONS[next(iter(a))]
         frames = (
             f"Does {asked} matter to you?",
             f"Is {asked} important when you pick a game?",
