@@ -1,5 +1,5 @@
 # make run    run README.ipynb into out/README.ipynb        make lint   ruff over code and notebook
-# make test   run it small under nbmake, then the tests     make page   out/README.ipynb becomes README.ipynb, README.md
+# make test   run it small under nbmake, then the tests     make page   the last run becomes README.ipynb, README.md
 # make locks  resolve requirements/*.in again               make clean  delete out/ and .venv/
 PYTHON ?= python3
 SHELL := /bin/bash
@@ -21,14 +21,14 @@ run: .venv/.ready
 	python -m tutorial.run
 
 test: .venv/.ready lint
-	TRAIN_ROWS=$${TRAIN_ROWS:-360} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
+	TRAIN_ROWS=$${TRAIN_ROWS:-400} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	pytest -q
 
 lint: .venv/.ready
 	ruff check --quiet . && ruff format --quiet --check .
 
 page: .venv/.ready
-	cp out/README.ipynb README.ipynb
+	python -m tutorial.page
 	jupyter nbconvert --to markdown README.ipynb --output README --log-level WARN \
 	  --NbConvertApp.output_files_dir=images/outputs
 

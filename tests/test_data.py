@@ -4,8 +4,10 @@ import time
 
 import pytest
 
-from tutorial import TutorialError, data, sample
+from tutorial import TutorialError, data, sample, task
 
+VIGGO = task.load("viggo")
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 GOOD = {"instruction": "Say it.", "input": "Is it fun?", "output": "request(specifier[fun])"}
 
 
@@ -26,6 +28,14 @@ def without(column):
         (lines(GOOD, GOOD | {"output": ""}), "train.jsonl, row 2: column 'output'"),
         (lines(GOOD, GOOD | {"input": 7}), "train.jsonl, row 2: column 'input'"),
         (lines(GOOD, ["a", "list"]), "train.jsonl, row 2: "),
+        (
+            lines(GOOD, GOOD | {"output": "request(fun)"}),
+            "train.jsonl, row 2: column 'output': column 12: unexp",
+        ),
+        (
+            lines(GOOD | {"output": "ask(name[])"}),
+            "train.jsonl, row 1: column 'output': unknown function 'ask'",
+        ),
         (lines(GOOD) + b"\n\xff\xfe", "train.jsonl, row 2: not UTF-8"),
         (gzip.compress(lines(GOOD)), "train.jsonl, row 1: not UTF-8"),
         (b"", "train.jsonl: the split is empty"),
@@ -34,7 +44,7 @@ def without(column):
 )
 def test_bad_input_is_named_in_one_line(content, message):
     with pytest.raises(TutorialError) as error:
-        data.parse(content, "train.jsonl")
+        data.parse(content, "train.jsonl", VIGGO)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
@@ -42,28 +52,28 @@ def test_bad_input_is_named_in_one_line(content, message):
 def test_byte_order_mark_crlf_and_line_separators_are_accepted():
     odd = GOOD | {"input": "one\u2028line"}  # a line separator to Python's splitlines, not to JSON lines
     content = lines(GOOD) + b"\r\n" + json.dumps(odd, ensure_ascii=False).encode() + b"\r\n"
-    assert data.parse(b"\xef\xbb\xbf" + content, "val.jsonl") == [GOOD, odd]
+    assert data.parse(b"\xef\xbb\xbf" + content, "val.jsonl", VIGGO) == [GOOD, odd]
 
 
 def test_a_folder_is_read_and_a_missing_file_is_named(tmp_path):
     rows = {split: part[:3] for split, part in sample.rows().items()}
     data.write(rows, tmp_path)
-    assert data.load(str(tmp_path)) == rows
+    assert data.load(VIGGO, str(tmp_path)) == rows
     (tmp_path / "val.jsonl").unlink()
     with pytest.raises(TutorialError, match=r"val\.jsonl cannot be read"):
-        data.load(str(tmp_path))
+        data.load(VIGGO, str(tmp_path))
 
 
 def test_an_s3_address_is_read(store, tmp_path):
     rows = {split: part[:3] for split, part in sample.rows().items()}
     data.write(rows, tmp_path)
     uri = store.publish(tmp_path, "rows", ["train.jsonl", "val.jsonl", "test.jsonl"])
-    assert data.load(uri) == rows
+    assert data.load(VIGGO, uri) == rows
 
 
 def test_the_sample_stands_in_for_an_unreachable_bucket(capsys):
     start = time.monotonic()
-    assert data.load(None, bucket="http://127.0.0.1:9") == sample.rows()
+    assert data.load(VIGGO.model_copy(update={"source": NOWHERE})) == sample.rows()
     assert time.monotonic() - start < 10
     said = capsys.readouterr().out
     assert said.count("\n") == 1
@@ -72,7 +82,7 @@ def test_the_sample_stands_in_for_an_unreachable_bucket(capsys):
 
 def test_an_unreachable_source_that_was_asked_for_is_an_error():
     with pytest.raises(TutorialError, match=r"DATA: http://127\.0\.0\.1:9/train\.jsonl cannot be read"):
-        data.load("http://127.0.0.1:9")
+        data.load(VIGGO, NOWHERE)
 
 
 def test_rows_are_drawn_at_random_by_seed():

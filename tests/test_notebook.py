@@ -1,5 +1,6 @@
 """README.ipynb as a page: tidy, without secrets, and README.md made from it."""
 
+import json
 import re
 import subprocess
 
@@ -7,6 +8,7 @@ import nbformat
 import pytest
 
 from tests.conftest import ROOT
+from tutorial import page
 
 NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
@@ -87,3 +89,20 @@ def test_the_two_commands_are_on_the_first_screen():
     first = (ROOT / "README.md").read_text()[:3000]
     assert "make run" in first
     assert "make test" in first
+
+
+def test_figures_in_the_prose_are_those_of_the_results():
+    results = json.loads((ROOT / "results.json").read_text())
+    prose = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown"]
+    assert sum(len(page.FIGURE.findall(source)) for source in prose) >= 8
+    for source in prose:
+        assert page.fill(source, results) == source, "not as in results.json: run `make page`"
+
+
+def test_the_results_are_those_of_the_outputs():
+    """One run made both: the notebook's last outputs show the stamp and the seconds of results.json."""
+    results = json.loads((ROOT / "results.json").read_text())
+    shown = "".join(text_of(cell) for cell in CODE)
+    assert json.dumps(results["stamp"], indent=2) in shown
+    for stage, seconds in results["seconds"].items():
+        assert re.search(rf"\| {stage} +\| {seconds:.0f} ", shown), stage

@@ -1,11 +1,13 @@
 """What README.ipynb imports so that its cells can stay with Ray, LLaMA-Factory and vLLM.
 
-settings  what the environment, `.env` and profiles/*.yaml say      recipe   the LLaMA-Factory yaml
-data      ViGGO or the sample, read and validated                   model    the base model's folder
-sample    the embedded sample                                       score    exact match
-storage   the run's files: a folder, s3:// or gs://                 serving  wait until it answers
-plots     pictures and tables                                       results  results.json
-run       `make run`                                                quiet    log lines out of the cells
+settings  what the environment, `.env` and profiles/*.yaml say      task     the file of tasks/ that is in use
+data      the task's rows, read and validated                       recipe   the LLaMA-Factory yaml
+sample    ViGGO-like rows for work without a network                trains   rows of the second task
+storage   the run's files: a folder, s3:// or gs://                 model    the base model's folder
+meaning   meaning representations: parse, check, grammar            score    how good the answers are
+serving   start a service, wait until it answers                    results  results.json
+plots     pictures and tables                                       quiet    log lines out of the cells
+run, page `make run`, `make page`
 """
 
 

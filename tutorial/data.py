@@ -3,69 +3,66 @@
 import json
 import random
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow.fs
 import requests
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from tutorial import TutorialError, one_line, sample, storage
+from tutorial import TutorialError, meaning, one_line, storage
+from tutorial.task import Task
 
-BUCKET = "https://viggo-ds.s3.amazonaws.com"  # ViGGO's public bucket
-EXPECTED = {"train": 5103, "val": 714, "test": 1083}  # ViGGO's rows (Juraska et al., INLG 2019)
+SPLITS = ("train", "val", "test")
 TIMEOUT_S = 5
 
 Rows = list[dict[str, str]]
 
 
-class Row(BaseModel):
-    """One row: the system turn, the user turn and the answer."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    instruction: str = Field(min_length=1)
-    input: str = Field(min_length=1)
-    output: str = Field(min_length=1)
-
-
-def load(source: str | None, bucket: str = BUCKET) -> dict[str, Rows]:
-    """All rows of the splits train, val and test.
+def load(task: Task, source: str | None = None) -> dict[str, Rows]:
+    """All rows of the splits train, val and test, in the columns `instruction`, `input` and `output`.
 
     Args:
+        task: says what the columns are called in the files, and what an output may hold.
         source: a folder or URI (https://, s3://, gs://) that holds train.jsonl, val.jsonl and test.jsonl;
-            `sample` for the embedded sample; None for ViGGO's bucket, or the sample with a word about it
-            where the bucket cannot be reached within 5 s.
-        bucket: the https address that stands for None.
+            `sample` for the task's embedded sample; None for the task's own source, or its sample, with a
+            word about it where the source cannot be reached within 5 s.
 
     Raises:
         TutorialError: a file is missing or a row is bad; the file and the row are named.
     """
-    if source == "sample":
-        return sample.rows()
+    made = task.sample_module()
+    if source == "sample" or (source is None and task.source is None):
+        if made is None:
+            raise TutorialError(f"DATA: the task {task.name!r} has no sample of its own; set DATA")
+        return _sample(task)
     if source is None:
         try:
-            splits = {s: _fetch(f"{bucket}/{s}.jsonl") for s in EXPECTED}
+            splits = {s: _fetch(f"{task.source}/{s}.jsonl") for s in SPLITS}
         except requests.RequestException as error:
+            if made is None:
+                raise TutorialError(f"DATA: {task.source} cannot be read ({one_line(error)})") from None
             answer = getattr(error.response, "status_code", None)
             reason = f"answers {answer}" if answer else f"cannot be reached within {TIMEOUT_S} s"
-            print(f"{bucket} {reason}: using the embedded sample.")
-            return sample.rows()
+            print(f"{task.source} {reason}: using the embedded sample.")
+            return _sample(task)
     else:
-        splits = {s: _read(f"{source.rstrip('/')}/{s}.jsonl") for s in EXPECTED}
-    return {split: parse(content, f"{split}.jsonl") for split, content in splits.items()}
+        splits = {s: _read(f"{source.rstrip('/')}/{s}.jsonl") for s in SPLITS}
+    return {split: parse(content, f"{split}.jsonl", task) for split, content in splits.items()}
 
 
-def parse(content: bytes, file: str) -> Rows:
+def parse(content: bytes, file: str, task: Task) -> Rows:
     """The rows of one JSON-lines file; a byte order mark and CRLF line ends are accepted.
 
     Raises:
-        TutorialError: naming the file, and the row (from 1) that is not UTF-8, not JSON, or lacks a column.
+        TutorialError: naming the file, and the row (from 1) that is not UTF-8, not JSON, lacks a column, or
+            whose output is none that the task allows.
     """
-    rows = []
+    rows, layout = [], _layout(task)
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            rows.append(Row.model_validate(json.loads(line.decode("utf-8"))).model_dump())
+            rows.append(_row(json.loads(line.decode("utf-8")), layout, task))
         except UnicodeDecodeError as error:
             raise TutorialError(f"{file}, row {number}: not UTF-8 ({error.reason})") from None
         except json.JSONDecodeError as error:
@@ -74,9 +71,35 @@ def parse(content: bytes, file: str) -> Rows:
             found = error.errors()[0]
             column = f"column {found['loc'][0]!r}: " if found["loc"] else ""
             raise TutorialError(f"{file}, row {number}: {column}{found['msg']}") from None
+        except ValueError as error:
+            column = task.columns.response
+            raise TutorialError(f"{file}, row {number}: column {column!r}: {error}") from None
     if not rows:
         raise TutorialError(f"{file}: the split is empty; set DATA to files that hold rows")
     return rows
+
+
+def _layout(task: Task) -> type[BaseModel]:
+    columns = [c for c in (task.columns.system, task.columns.prompt, task.columns.response) if c]
+    fields = {column: (Annotated[str, Field(min_length=1)], ...) for column in columns}
+    return create_model("Row", __config__=ConfigDict(extra="ignore", strict=True), **fields)
+
+
+def _row(raw: dict[str, str], layout: type[BaseModel], task: Task) -> dict[str, str]:
+    """A row of a file as the notebook knows it: the system turn, the user turn and the answer."""
+    row = layout.model_validate(raw).model_dump()
+    if task.meaning:
+        meaning.check(meaning.parse(row[task.columns.response]), task.meaning)
+    return {
+        "instruction": row[task.columns.system] if task.columns.system else task.system_prompt,
+        "input": row[task.columns.prompt],
+        "output": row[task.columns.response],
+    }
+
+
+def _sample(task: Task) -> dict[str, Rows]:
+    layout = _layout(task)
+    return {s: [_row(raw, layout, task) for raw in part] for s, part in task.sample_module().rows().items()}
 
 
 def pick(rows: Rows, count: int | None, seed: int) -> Rows:
@@ -102,12 +125,13 @@ def write(splits: dict[str, Rows], folder: Path) -> None:
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
 
 
-def messages(row: dict[str, str]) -> list[dict[str, str]]:
-    """The chat turns that ask for a row's answer."""
-    return [
-        {"role": "system", "content": row["instruction"]},
-        {"role": "user", "content": row["input"]},
-    ]
+def messages(row: dict[str, str], examples: Rows = ()) -> list[dict[str, str]]:
+    """The chat turns that ask for a row's answer; before them, the questions and answers of examples."""
+    turns = [{"role": "system", "content": row["instruction"]}]
+    for example in examples:
+        turns.append({"role": "user", "content": example["input"]})
+        turns.append({"role": "assistant", "content": example["output"]})
+    return [*turns, {"role": "user", "content": row["input"]}]
 
 
 def _fetch(url: str) -> bytes:

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from tutorial.settings import Profile
 
 NOISE = "\n. "  # what yaml puts around a bare value
-BLUE, ORANGE = "#0072B2", "#D55E00"  # told apart by colour-blind readers too (Okabe and Ito)
+# Told apart by colour-blind readers too (Okabe and Ito).
+BLUE, ORANGE = "#0072B2", "#D55E00"
+COLORS = (ORANGE, "#E69F00", BLUE, "#009E73")  # of the systems that are compared
 
 
 def training_log(path: str | Path) -> pd.DataFrame:
@@ -37,13 +39,38 @@ def loss_curve(log: pd.DataFrame) -> Figure:
     return figure
 
 
-def exact_match(scores: dict[str, float]) -> Figure:
-    """Strict exact match (share of the test rows, 0 to 1) as one bar a model."""
-    figure, axes = plt.subplots(figsize=(7, 1.6), layout="constrained")
-    bars = axes.barh(list(scores), list(scores.values()), color=[ORANGE, BLUE])
-    axes.bar_label(bars, fmt="{:.3f}", padding=4)
-    axes.set(xlim=(0, 1.1), xlabel="strict exact match on the test rows")
+def scores(found: dict[str, pd.DataFrame], tokens_per_s: dict[str, float]) -> Markdown:
+    """`score.scores` of several systems side by side, and the tokens a second of one of their requests."""
+    columns = {
+        name: [f"{row.value:.3f} ({row.low:.2f} to {row.high:.2f})" for row in part.itertuples()]
+        for name, part in found.items()
+    }
+    frame = pd.DataFrame(columns, index=next(iter(found.values())).index)
+    frame.loc["tokens a second, one request"] = [f"{tokens_per_s[name]:.1f}" for name in found]
+    return table(frame, index=True)
+
+
+def by_function(found: dict[str, pd.DataFrame]) -> Figure:
+    """Strict exact match (0 to 1) with its 95% interval for each function of the targets, a bar a system."""
+    frames = list(found.values())
+    places, height = range(len(frames[0])), 0.8 / len(frames)
+    figure, axes = plt.subplots(figsize=(7, 1 + 0.55 * len(frames[0])), layout="constrained")
+    for number, (name, frame) in enumerate(found.items()):
+        value = frame["exact match"]
+        axes.barh(
+            [place + (number - (len(frames) - 1) / 2) * height for place in places],
+            value,
+            height,
+            xerr=[value - frame["low"], frame["high"] - value],
+            error_kw={"elinewidth": 0.8, "ecolor": "#555555"},
+            color=COLORS[number],
+            label=name,
+        )
+    labels = [f"{function} ({rows})" for function, rows in frames[0]["rows"].items()]
+    axes.set(xlim=(0, 1.02), xlabel="strict exact match on the test rows, 95% interval")
+    axes.set_yticks(places, labels)
     axes.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=len(frames), frameon=False)
     plt.close(figure)
     return figure
 

@@ -56,8 +56,10 @@ class Settings(BaseSettings):
     )
     storage: str | None = None
     shared_dir: Path | None = None
+    task: str = "viggo"
     data: str | None = None
     model: str | None = None
+    recipe: Path | None = None
     train_rows: PositiveInt | None = None
     val_rows: PositiveInt | None = None
     test_rows: PositiveInt | None = None
@@ -88,6 +90,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise TutorialError(f"{path.name}: {_first(error)}") from None
         profile.model = self.model or profile.model
+        profile.recipe = self.recipe or profile.recipe
         for split in ("train", "val", "test"):
             wanted = getattr(self, f"{split}_rows")
             if wanted is not None:
