@@ -40,13 +40,13 @@ def loss_curve(log: pd.DataFrame) -> Figure:
 
 
 def scores(found: dict[str, pd.DataFrame], tokens_per_s: dict[str, float]) -> Markdown:
-    """`score.scores` of several systems side by side, and the tokens a second of one of their requests."""
+    """`score.scores` of several systems side by side; tokens a second of a request, its wait included."""
     columns = {
         name: [f"{row.value:.3f} ({row.low:.2f} to {row.high:.2f})" for row in part.itertuples()]
         for name, part in found.items()
     }
     frame = pd.DataFrame(columns, index=next(iter(found.values())).index)
-    frame.loc["tokens a second, one request"] = [f"{tokens_per_s[name]:.1f}" for name in found]
+    frame.loc["tokens a second, a request"] = [f"{tokens_per_s[name]:.1f}" for name in found]
     return table(frame, index=True)
 
 

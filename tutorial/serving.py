@@ -5,8 +5,6 @@ import time
 
 from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
-from ray.llm._internal.serve.engines.vllm import vllm_models
-from ray.llm._internal.serve.observability.usage_telemetry import usage
 
 from tutorial import TutorialError
 
@@ -19,6 +17,10 @@ class QuickStart(CallbackBase):
 
     async def on_before_node_init(self) -> None:
         """Ray Serve LLM's hook in the replica, before it prepares the nodes."""
+        # Imported here: in the replica, where vLLM is imported anyway, and not in the notebook.
+        from ray.llm._internal.serve.engines.vllm import vllm_models
+        from ray.llm._internal.serve.observability.usage_telemetry import usage
+
         # The base model is a folder that every node sees: no process on each node to find that out.
         self.ctx.run_init_node = False
         # On CPU: the engine's process runs the model too. (Ray Serve LLM sets `mp`; GPUs are not touched.)
