@@ -21,6 +21,7 @@ run: .venv/.ready
 	python -m tutorial.run
 
 test: .venv/.ready lint
+	rm -f out/results.json
 	TRAIN_ROWS=$${TRAIN_ROWS:-400} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	pytest -q
 

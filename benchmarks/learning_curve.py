@@ -82,14 +82,14 @@ def draw(curves: dict[str, dict]) -> None:
 def main() -> None:
     """Measure the sizes of the command line, one after the other, and draw."""
     curves = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    curve = None
     for train_rows in map(int, sys.argv[1:]):
         found = measure(train_rows)
-        point = found.pop("point")
-        curve = curve or found | {"points": []}
-        curve["points"].append(point)
+        point, name = found.pop("point"), f"{found['profile']}, {found['data']}"
+        earlier = curves.get(name, {"points": []})["points"]
+        others = [other for other in earlier if other["train_rows"] != point["train_rows"]]
+        points = sorted([*others, point], key=lambda each: each["train_rows"])
+        curves[name] = found | {"points": points}
         print(point, flush=True)
-        curves[f"{found['profile']}, {found['data']}"] = curve
         RESULTS.write_text(json.dumps(curves, indent=2) + "\n")
     draw(curves)
 

@@ -2,9 +2,10 @@ import gzip
 import json
 import time
 
+import boto3
 import pytest
 
-from tutorial import TutorialError, data, sample, task
+from tutorial import TutorialError, data, sample, storage, task
 
 VIGGO = task.load("viggo")
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
@@ -69,6 +70,20 @@ def test_an_s3_address_is_read(store, tmp_path):
     data.write(rows, tmp_path)
     uri = store.publish(tmp_path, "rows", ["train.jsonl", "val.jsonl", "test.jsonl"])
     assert data.load(VIGGO, uri) == rows
+
+
+def test_a_bucket_of_the_users_own_is_read_beside_the_runs_server(store, tmp_path):
+    """`store` plays the user's S3: its keys stand in the environment when the second server starts."""
+    boto3.client("s3").create_bucket(Bucket="rows")
+    rows = {split: part[:3] for split, part in sample.rows().items()}
+    data.write(rows, tmp_path)
+    storage.fetch(str(tmp_path), "s3://rows/mine")
+    run = storage.Storage.open(None, "viggo-2")
+    try:
+        assert data.load(VIGGO, "s3://rows/mine") == rows
+    finally:
+        run.close()
+    assert data.load(VIGGO, "s3://rows/mine") == rows  # and so when it has stopped
 
 
 def test_the_sample_stands_in_for_an_unreachable_bucket(capsys):

@@ -99,6 +99,15 @@ def test_figures_in_the_prose_are_those_of_the_results():
         assert page.fill(source, results) == source, "not as in results.json: run `make page`"
 
 
+def test_a_figure_is_filled_in_from_the_results():
+    text = "at 0<!--=a/b c:.2f--> of 7<!--=n:d-->, 1<!--=a/x:d-->"
+    assert (
+        page.fill(text, {"a": {"b c": 0.5}, "n": 8})
+        == "at 0.50<!--=a/b c:.2f--> of 8<!--=n:d-->, (none)<!--=a/x:d-->"
+    )
+    assert "(none)" not in (ROOT / "README.md").read_text()
+
+
 def test_the_results_are_those_of_the_outputs():
     """One run made both: the notebook's last outputs show the stamp and the seconds of results.json."""
     results = json.loads((ROOT / "results.json").read_text())

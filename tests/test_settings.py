@@ -54,6 +54,21 @@ def test_anyscale_defaults(monkeypatch):
     assert settings.load(NO_FILE).storage_uri() == "gs://mine/artifacts"
 
 
+def test_an_edited_env_file_counts_in_the_same_process(tmp_path):
+    env = tmp_path / ".env"
+    env.write_text("PORT=8123\n")
+    assert settings.load(env).port == 8123
+    env.write_text("PORT=8124\n")
+    assert settings.load(env).port == 8124
+
+
+def test_several_machines_need_a_folder_that_all_see(monkeypatch):
+    monkeypatch.setattr(settings.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(settings.ray, "nodes", lambda: [{"Alive": True}] * 2 + [{"Alive": False}])
+    with pytest.raises(TutorialError, match=r"^SHARED_DIR: the cluster has 2 machines; set a folder"):
+        settings.load(NO_FILE).shared_folder()
+
+
 def test_more_workers_than_the_machine_has_room_for(monkeypatch):
     monkeypatch.setattr(settings, "joins_cluster", lambda: False)
     settings.check_fits({"CPU": 8.0}, 2, {"CPU": 1})

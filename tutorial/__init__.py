@@ -10,6 +10,10 @@ plots     pictures and tables                                       quiet    log
 run, page `make run`, `make page`
 """
 
+import time
+
+STARTED = time.monotonic()  # when a run began
+
 
 class TutorialError(Exception):
     """A mistake that its reader can mend: one line that says what is wrong, where, and what to set."""

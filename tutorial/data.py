@@ -142,15 +142,18 @@ def _fetch(url: str) -> bytes:
 
 def _read(uri: str) -> bytes:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if uri.startswith("s3://") and storage.S3Server.running and bucket != storage.BUCKET:
-        # The run's own S3 server stands in for AWS in this process: read somebody's public bucket over https.
-        uri = f"https://{bucket}.s3.amazonaws.com/{key}"
+    server, files = storage.S3Server.running, None
+    if uri.startswith("s3://") and server and bucket != storage.BUCKET:
+        # The run's own S3 server stands in for AWS in this process, and these rows are not on it. A public
+        # bucket is read over https.
+        files = server.outside()
+        uri = uri if files else f"https://{bucket}.s3.amazonaws.com/{key}"
     try:
         if uri.startswith(("http://", "https://")):
             return _fetch(uri)
         if "://" not in uri:
             return Path(uri).expanduser().read_bytes()
-        files, path = pyarrow.fs.FileSystem.from_uri(uri)
+        files, path = (files, f"{bucket}/{key}") if files else pyarrow.fs.FileSystem.from_uri(uri)
         with files.open_input_stream(path) as stream:
             return stream.read()
     except (OSError, ValueError, requests.RequestException) as error:

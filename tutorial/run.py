@@ -1,5 +1,6 @@
 """`make run`: execute README.ipynb into out/README.ipynb, saying on the way which stage it is in."""
 
+import json
 import sys
 import time
 
@@ -8,6 +9,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
+from tutorial import page
 from tutorial.settings import ROOT
 
 
@@ -32,6 +34,7 @@ def main() -> None:
     )
     try:
         client.execute()
+        page.fill_notebook(notebook, json.loads((ROOT / "out" / "results.json").read_text(encoding="utf-8")))
     except CellExecutionError as error:
         if error.ename == "TutorialError":
             sys.exit(f"{error.ename}: {error.evalue}")

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import ray
 import yaml
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -74,8 +75,17 @@ class Settings(BaseSettings):
         return self.storage or os.environ.get("ANYSCALE_ARTIFACT_STORAGE") or None
 
     def shared_folder(self) -> Path:
-        """A folder that every node of the cluster sees, for files too large to fetch twice."""
+        """A folder that every node of the cluster sees, for files too large to fetch twice.
+
+        Raises:
+            TutorialError: the cluster has several machines and no such folder is set.
+        """
         on_anyscale = "ANYSCALE_ARTIFACT_STORAGE" in os.environ and ANYSCALE_SHARED.is_dir()
+        machines = sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+        if machines > 1 and not (self.shared_dir or on_anyscale):
+            raise TutorialError(
+                f"SHARED_DIR: the cluster has {machines} machines; set a folder that all of them see"
+            )
         folder = self.shared_dir or (ANYSCALE_SHARED if on_anyscale else ROOT / ".cache")
         folder = folder.expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,9 +116,10 @@ def load(env_file: Path = ROOT / ".env") -> Settings:
     Raises:
         TutorialError: a setting has a value that it cannot have.
     """
-    # An empty value in .env is "not set", for boto3 and the Hugging Face hub as for us.
+    # An empty value in .env is "not set", for boto3 and the Hugging Face hub as for us. Settings of ours are
+    # read from the file each time: in the environment the first value would stay.
     for key, value in dotenv_values(env_file).items():
-        if value and key not in os.environ:
+        if value and key not in os.environ and key.lower() not in Settings.model_fields:
             os.environ[key] = value
     try:
         return Settings(_env_file=env_file)

@@ -2,7 +2,7 @@
 
 Where nothing is named the run starts an S3 server of its own (SeaweedFS) on loopback, with keys made for
 it, and stops it at the end. Everything goes through pyarrow's file systems, which Ray uses too. A run
-writes under `<storage>/<run name>/` and nowhere else.
+writes under `<storage>/<run name>/` and nowhere else, but for a probe beside it that it deletes at once.
 """
 
 import atexit
@@ -31,7 +31,7 @@ FREE_BYTES = 6 * 2**30  # base model, checkpoints, Ray's object store and logs o
 class S3Server:
     """SeaweedFS on loopback; its keys and address stand in this process's environment while it runs."""
 
-    running = False  # whether one stands in for AWS in this process
+    running: "S3Server | None" = None  # the one that stands in for AWS in this process
 
     def __init__(self, folder: Path):
         self.endpoint = f"http://127.0.0.1:{_free_port()}"
@@ -58,7 +58,7 @@ class S3Server:
         # A session token and a second endpoint of the user's would be sent along with this server's keys.
         self._outside = {key: os.environ.pop(key, None) for key in [*self.env, *NOT_OURS]}
         os.environ.update(self.env)
-        S3Server.running = True
+        S3Server.running = self
 
     def wait(self, timeout_s: float = 60) -> None:
         """Return once the bucket answers; TutorialError with the log's last line if it does not."""
@@ -83,6 +83,19 @@ class S3Server:
             last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
             raise TutorialError(f"the local S3 server ended at its start: {''.join(last)}")
 
+    def outside(self) -> pyarrow.fs.S3FileSystem | None:
+        """S3 with the user's own keys and endpoint, hidden by this server's; None without keys."""
+        own = self._outside
+        if not own["AWS_ACCESS_KEY_ID"]:
+            return None
+        return pyarrow.fs.S3FileSystem(
+            access_key=own["AWS_ACCESS_KEY_ID"],
+            secret_key=own["AWS_SECRET_ACCESS_KEY"],
+            session_token=own["AWS_SESSION_TOKEN"],
+            endpoint_override=own["AWS_ENDPOINT_URL_S3"] or own["AWS_ENDPOINT_URL"],
+            region=own["AWS_REGION"] or own["AWS_DEFAULT_REGION"],
+        )
+
     def stop(self) -> None:
         """End the server and give the environment back its own values."""
         if self._process.poll() is None:
@@ -92,7 +105,7 @@ class S3Server:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        S3Server.running = False
+        S3Server.running = None
         for key, value in self._outside.items():
             if os.environ.get(key) == self.env.get(key):  # still as this server set it
                 os.environ.pop(key, None)

@@ -31,7 +31,9 @@ class Task(BaseModel):
     name: str
     columns: Columns
     system_prompt: str | None = None
-    source: str | None = Field(None, description="where the rows are, if DATA does not say so")
+    source: str | None = Field(
+        None, pattern="^https?://", description="address of the rows, if DATA does not say so"
+    )
     expected: dict[Literal["train", "val", "test"], PositiveInt] = Field({}, description="rows at the source")
     sample: str | None = Field(None, description="module of this project whose rows(seed) need no network")
     few_shot: PositiveInt = Field(4, description="examples in the few-shot prompt")
