@@ -12,8 +12,9 @@ from tests.conftest import ROOT
 
 def resolve(*args):
     command = ["uv", "pip", "install", "--dry-run", "--system", "--only-binary=:all:"]
-    command += ["--target", tempfile.mkdtemp()]  # stays empty
-    done = subprocess.run([*command, *args], cwd=ROOT, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as empty:  # and it stays so
+        command += ["--target", empty]
+        done = subprocess.run([*command, *args], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
 

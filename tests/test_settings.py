@@ -1,6 +1,8 @@
 import re
 
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 
 from tests.conftest import ROOT
 from tutorial import TutorialError, settings
@@ -62,18 +64,33 @@ def test_an_edited_env_file_counts_in_the_same_process(tmp_path):
     assert settings.load(env).port == 8124
 
 
-def test_several_machines_need_a_folder_that_all_see(monkeypatch):
-    monkeypatch.setattr(settings.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(settings.ray, "nodes", lambda: [{"Alive": True}] * 2 + [{"Alive": False}])
+@pytest.fixture
+def two_machines():
+    """A Ray cluster of two nodes, each with processes of its own, on this machine."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+    yield
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_several_machines_need_a_folder_that_all_see(two_machines, monkeypatch, tmp_path):
+    monkeypatch.setenv("SHARED_DIR", str(tmp_path))
+    assert settings.load(NO_FILE).shared_folder() == tmp_path
+    monkeypatch.delenv("SHARED_DIR")
     with pytest.raises(TutorialError, match=r"^SHARED_DIR: the cluster has 2 machines; set a folder"):
         settings.load(NO_FILE).shared_folder()
 
 
-def test_more_workers_than_the_machine_has_room_for(monkeypatch):
-    monkeypatch.setattr(settings, "joins_cluster", lambda: False)
+def test_more_workers_than_the_machine_has_room_for(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # no cluster was started there
     settings.check_fits({"CPU": 8.0}, 2, {"CPU": 1})
     with pytest.raises(TutorialError, match="4 workers with 1 GPU each need 4 GPU, this machine has 1; set"):
         settings.check_fits({"CPU": 16.0, "GPU": 1.0}, 4, {"CPU": 4, "GPU": 1})
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster that is joined may grow
+    settings.check_fits({"CPU": 1.0}, 4, {"CPU": 4, "GPU": 1})
 
 
 def test_a_submitted_job_brings_its_own_code(monkeypatch):

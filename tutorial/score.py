@@ -63,13 +63,7 @@ def scores(
     return _intervals(_compared(answers, targets, description), metrics, seed, resamples)
 
 
-def by_function(
-    answers: list[str],
-    targets: list[str],
-    description: Description | None,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> pd.DataFrame:
+def by_function(answers: list[str], targets: list[str], description: Description | None) -> pd.DataFrame:
     """Strict exact match for each function of the targets: columns rows, exact match, low, high.
 
     Without a description there is one row, for all of them.
@@ -78,7 +72,7 @@ def by_function(
     functions = table["target"].str.partition("(")[0] if description else pd.Series("all", index=table.index)
     found = []
     for function, part in table.groupby(functions):
-        [interval] = _intervals(part, ["exact match"], seed, resamples).to_numpy()
+        [interval] = _intervals(part, ["exact match"]).to_numpy()
         found.append((function, len(part), *interval))
     columns = ["function", "rows", "exact match", "low", "high"]
     result = pd.DataFrame(found, columns=columns).set_index("function")
@@ -199,7 +193,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.zeros(np.shape(above)), where=below != 0)
 
 
-def _intervals(table: pd.DataFrame, metrics: list[str], seed: int, resamples: int) -> pd.DataFrame:
+def _intervals(table: pd.DataFrame, metrics: list[str], seed: int = 0, resamples: int = 2000) -> pd.DataFrame:
     """Columns value, low and high of each metric, all from the same resamples of the meanings' sums."""
     columns = [METRICS[metric][part] for part in (0, 1) for metric in metrics]
     sums = table.groupby("target")[columns].sum().to_numpy(float)  # shape (meanings, 2 x metrics)
