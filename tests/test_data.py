@@ -31,7 +31,7 @@ def without(column):
         (lines(GOOD, ["a", "list"]), "train.jsonl, row 2: "),
         (
             lines(GOOD, GOOD | {"output": "request(fun)"}),
-            "train.jsonl, row 2: column 'output': column 12: unexp",
+            "train.jsonl, row 2: column 'output': column 9: attribute[value] expected",
         ),
         (
             lines(GOOD | {"output": "ask(name[])"}),

@@ -92,18 +92,18 @@ def test_the_two_commands_are_on_the_first_screen():
 
 
 def test_figures_in_the_prose_are_those_of_the_results():
-    results = json.loads((ROOT / "results.json").read_text())
+    measured = page.measured(ROOT / "results.json")
     prose = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown"]
     assert sum(len(page.FIGURE.findall(source)) for source in prose) >= 8
     for source in prose:
-        assert page.fill(source, results) == source, "not as in results.json: run `make page`"
+        assert page.fill(source, measured) == source, "not as in results.json: run `make page`"
 
 
 def test_a_figure_is_filled_in_from_the_results():
-    text = "at 0<!--=a/b c:.2f--> of 7<!--=n:d-->, 1<!--=a/x:d-->"
+    text = "at 0<!--=a/b c:.2f--> of 7<!--=n/-1:d-->, 1<!--=a/x:d-->"
     assert (
-        page.fill(text, {"a": {"b c": 0.5}, "n": 8})
-        == "at 0.50<!--=a/b c:.2f--> of 8<!--=n:d-->, (none)<!--=a/x:d-->"
+        page.fill(text, {"a": {"b c": 0.5}, "n": [7, 8]})
+        == "at 0.50<!--=a/b c:.2f--> of 8<!--=n/-1:d-->, (none)<!--=a/x:d-->"
     )
     assert "(none)" not in (ROOT / "README.md").read_text()
 

@@ -1,5 +1,7 @@
 """What the notebook's run measured: `make test` runs README.ipynb at a small size, then these."""
 
+import pytest
+
 
 def test_every_row_comes_back(results):
     assert results["batch"]["rows_in"] == results["batch"]["rows_out"]
@@ -24,17 +26,18 @@ def test_the_adapter_is_better_than_the_base_model(results):
     assert exact_match(results, "fine-tuned") >= exact_match(results, "base model") + 0.1
 
 
-def test_guided_answers_parse(results):
-    """Not all: a value may run until the limit of tokens."""
+def test_guided_answers_are_valid(results):
+    """Not all: a value may run until the limit of tokens, and an attribute may come twice."""
+    if "fine-tuned, guided" not in results["batch"]["scores"]:
+        pytest.skip(f"the task {results['task']!r} has no grammar")
     guided, free = (results["batch"]["scores"][name] for name in ("fine-tuned, guided", "fine-tuned"))
-    assert guided["answers that parse"]["value"] >= free["answers that parse"]["value"]
+    assert guided["valid answers"]["value"] >= free["valid answers"]["value"]
     assert guided["exact match"]["value"] >= free["exact match"]["value"] - 0.05
+    assert all(speed > 0 for speed in results["serving"]["tokens_per_s"].values())
 
 
 def test_the_adapter_answers_and_not_the_base_model(results):
-    answers = results["serving"]["answers"]
-    assert all(row["adapter"] != row["base model"] for row in answers)
-    assert all("(" in row["adapter"] for row in answers)
+    assert all(row["adapter"] != row["base model"] for row in results["serving"]["answers"])
 
 
 def test_a_streamed_answer_equals_the_unstreamed_one(results):

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tutorial import score
+from tutorial import mistakes, score
 from tutorial.meaning import Description
 
 TASK = Description(functions=["a", "b"], attributes={"x": "text", "y": "list", "z": ["yes", "no"]})
@@ -41,6 +41,7 @@ def test_known_scores():
             "attribute recall": 8 / 12,
             "attribute F1": 2 * 8 / (10 + 12),
             "answers that parse": 7 / 8,
+            "valid answers": 7 / 8,
         }
     )
     assert set(score.scores(TARGETS, TARGETS, TASK).to_numpy().flat) == {1}
@@ -62,31 +63,33 @@ def test_known_scores_of_each_attribute():
     assert table["precision"].to_dict() == pytest.approx({"x": 1, "y": 1, "z": 0})
     assert table["recall"].to_dict() == pytest.approx({"x": 5 / 6, "y": 1, "z": 0})
     assert table["F1"].to_dict() == pytest.approx({"x": 10 / 11, "y": 1, "z": 0})
+    assert ((table["low"] <= table["F1"]) & (table["F1"] <= table["high"])).all()
+    assert table.loc["x", "low"] < table.loc["x", "F1"]
 
 
 def test_known_errors():
-    assert score.errors(ANSWERS, TARGETS, TASK).to_dict() == dict.fromkeys(score.KINDS, 1)
-    assert score.errors(TARGETS, TARGETS, TASK).to_dict() == dict.fromkeys(score.KINDS, 0)
+    assert mistakes.count(ANSWERS, TARGETS, TASK).to_dict() == dict.fromkeys(mistakes.KINDS, 1)
+    assert mistakes.count(TARGETS, TARGETS, TASK).to_dict() == dict.fromkeys(mistakes.KINDS, 0)
 
 
 def test_plain_text_has_one_kind_of_error():
     answers, targets = ["Lyon", "Paris "], ["Rome", "Paris"]
-    assert score.errors(answers, targets, None).to_dict() == {score.PLAIN: 1}
-    [row] = score.telling(["one", "two"], answers, targets, None).itertuples(index=False)
-    assert tuple(row) == (score.PLAIN, "one", "**Rome**", "**Lyon**")
+    assert mistakes.count(answers, targets, None).to_dict() == {mistakes.PLAIN: 1}
+    [row] = mistakes.telling(["one", "two"], answers, targets, None).itertuples(index=False)
+    assert tuple(row) == (mistakes.PLAIN, "one", "**Rome**", "**Lyon**")
     assert score.by_function(answers, targets, None)["exact match"].to_dict() == {"all": 0.5}
 
 
 def test_of_several_errors_the_first_one_counts():
     target = "a(x[1], y[p])"
     answers = ["b(z[no])", "a(z[no], x[2])", "a(z[no], x[2], y[p])", "a(y[q], x[1])", "a(y[p], x[1])"]
-    kinds = [score.errors([answer], [target], TASK).idxmax() for answer in answers]
-    assert kinds == list(score.KINDS[1:])
+    kinds = [mistakes.count([answer], [target], TASK).idxmax() for answer in answers]
+    assert kinds == list(mistakes.KINDS[1:])
 
 
 def test_telling_answers_show_what_differs():
     inputs = [f"sentence {i}" for i in range(8)]
-    table = score.telling(inputs, ANSWERS, TARGETS, TASK)
+    table = mistakes.telling(inputs, ANSWERS, TARGETS, TASK)
     assert [tuple(row) for row in table.to_numpy()] == [
         ("does not parse", "sentence 4", "a(**x[3])**", "a(**x[3**"),
         ("wrong function", "sentence 3", "**b**(x[2], **z[no]**)", "**a**(x[2])"),
@@ -100,13 +103,18 @@ def test_telling_answers_show_what_differs():
 def test_telling_answers_take_turns_over_the_kinds():
     targets = ["b(z[yes])", "a(x[22])", "a(x[1])", "a(x[333])", "a(x[1])"]
     answers = ["b(z[no])", "", "", "", "a(x[1])"]
-    table = score.telling(list("vwxyz"), answers, targets, TASK, count=3)
+    table = mistakes.telling(list("vwxyz"), answers, targets, TASK, most=3)
     assert list(zip(table["kind"], table["input"], strict=True)) == [
         ("does not parse", "x"),  # the most frequent kind, its shortest target
         ("wrong value", "v"),
         ("does not parse", "w"),
     ]
-    assert list(score.telling(["x"], ["a(x[1])"], ["a(x[1])"], TASK)) == ["kind", "input", "target", "answer"]
+    assert list(mistakes.telling(["x"], ["a(x[1])"], ["a(x[1])"], TASK)) == [
+        "kind",
+        "input",
+        "target",
+        "answer",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -119,21 +127,35 @@ def test_telling_answers_take_turns_over_the_kinds():
         "a(x[1]",
         "a(x[1])a(x[1])",
         "a(x[1]) a(x[1])",
-        "a(x[1], x[1])",
         "a(x[1])\n\nSentence: next",
-        "c(x[1])",
-        "a(w[1])",
-        "a(x[1], z[maybe])",
         "a(" + "x[1], " * 5000,
         "\ud800\x00**|",
     ],
 )
-def test_an_odd_answer_is_a_wrong_one(answer):
+def test_an_answer_that_does_not_parse_scores_nothing(answer):
     target = "a(x[1])"
     assert not score.scores([answer], [target], TASK).to_numpy().any()
-    assert score.by_attribute([answer], [target], TASK).loc["x"].tolist() == [1, 0, 0, 0]
-    assert score.errors([answer], [target], TASK)["does not parse"] == 1
-    assert len(score.telling(["Is it fun?"], [answer], [target], TASK)) == 1
+    assert score.by_attribute([answer], [target], TASK).loc["x"].tolist() == [1, 0, 0, 0, 0, 0]
+    assert mistakes.count([answer], [target], TASK)["does not parse"] == 1
+    assert len(mistakes.telling(["Is it fun?"], [answer], [target], TASK)) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "right"),
+    [  # and which of function, precision and recall
+        ("c(x[1])", "wrong function", (0, 1, 1)),
+        ("a(w[1])", "missing attribute", (1, 0, 0)),
+        ("a(x[1], w[1])", "invented attribute", (1, 1 / 2, 1)),
+        ("a(x[1], x[1])", "invented attribute", (1, 1 / 2, 1)),
+        ("a(x[1], z[maybe])", "invented attribute", (1, 1 / 2, 1)),
+    ],
+)
+def test_an_answer_that_the_task_does_not_allow_keeps_what_is_right_in_it(answer, kind, right):
+    found = score.scores([answer], ["a(x[1])"], TASK)["value"]
+    assert tuple(found[["function accuracy", "attribute precision", "attribute recall"]]) == right
+    assert found[["exact match", "canonical match", "valid answers"]].tolist() == [0, 0, 0]
+    assert found["answers that parse"] == 1
+    assert mistakes.kinds([answer], ["a(x[1])"], TASK).tolist() == [kind]
 
 
 def calls(inputs, answers, targets):
@@ -143,8 +165,8 @@ def calls(inputs, answers, targets):
         lambda: score.scores(answers, targets, None),
         lambda: score.by_function(answers, targets, TASK),
         lambda: score.by_attribute(answers, targets, TASK),
-        lambda: score.errors(answers, targets, TASK),
-        lambda: score.telling(inputs, answers, targets, TASK),
+        lambda: mistakes.count(answers, targets, TASK),
+        lambda: mistakes.telling(inputs, answers, targets, TASK),
     ]
 
 
@@ -154,7 +176,7 @@ def test_a_lost_row_is_an_error(answers, targets):
         with pytest.raises(ValueError, match="answers for"):
             call()
     with pytest.raises(ValueError, match="2 inputs for 1 targets"):
-        score.telling(["s", "t"], ["a(x[1])"], ["a(x[1])"], TASK)
+        mistakes.telling(["s", "t"], ["a(x[1])"], ["a(x[1])"], TASK)
 
 
 @pytest.mark.parametrize("target", ["a(x[1]", "c(x[1])", ""])

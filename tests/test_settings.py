@@ -43,6 +43,16 @@ def test_a_wrong_value_is_named_in_one_line(monkeypatch, name, value):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("viggo", "viggo"), ("my/Own Task_2.yaml", "own-task-2"), ("%.yaml", "task")]
+)
+def test_a_run_is_named_after_its_task(monkeypatch, name, prefix):
+    monkeypatch.setenv("TASK", name)
+    assert re.fullmatch(rf"{prefix}-\d{{8}}-\d{{6}}", settings.load(NO_FILE).run_name)
+    monkeypatch.setenv("RUN_NAME", "mine")
+    assert settings.load(NO_FILE).run_name == "mine"
+
+
 def test_the_gpu_profile_is_four_l4():
     profile = settings.Settings(_env_file=None, profile="gpu").choose_profile({})
     assert profile.model == "Qwen/Qwen2.5-7B-Instruct"

@@ -15,10 +15,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 LONGEST = 80  # characters of a value that `grammar` lets a model write; ViGGO's longest has 57
 
 SYNTAX = r"""
-    start: NAME "(" attribute (", " attribute)* ")"
-    attribute: NAME "[" [VALUE] "]"
-    NAME: /[a-z_][a-z0-9_]*/
-    VALUE: /[^\[\]\r\n]+/
+    start: FUNCTION "(" ATTRIBUTE (_SEPARATOR ATTRIBUTE)* ")"
+    _SEPARATOR: ", "
+    FUNCTION: /[a-z_][a-z0-9_]*/
+    ATTRIBUTE: /[a-z_][a-z0-9_]*\[[^\[\]\r\n]*\]/
 """
 
 
@@ -55,14 +55,19 @@ class Meaning:
 
 
 class _Build(lark.Transformer):
-    def start(self, children: list) -> Meaning:
-        return Meaning(str(children[0]), tuple(children[1:]))
-
-    def attribute(self, children: list) -> tuple[str, str]:
-        return str(children[0]), str(children[1] or "")
+    def start(self, children: list[lark.Token]) -> Meaning:
+        function, *attributes = map(str, children)
+        return Meaning(function, tuple(tuple(each[:-1].split("[")) for each in attributes))
 
 
 PARSER = lark.Lark(SYNTAX, parser="lalr", transformer=_Build())
+EXPECTED = {  # terminal of SYNTAX: in words
+    "FUNCTION": "a function",
+    "LPAR": "'('",
+    "ATTRIBUTE": "attribute[value]",
+    "RPAR": "', ' or ')'",
+    "<END-OF-FILE>": "the end",
+}
 
 
 def parse(text: str) -> Meaning:
@@ -75,11 +80,12 @@ def parse(text: str) -> Meaning:
     try:
         return PARSER.parse(text)
     except lark.UnexpectedInput as error:
-        token = getattr(error, "token", None)  # "$END" where the parser wanted more
-        if token is not None and token.type == "$END":
-            raise ValueError(f"column {len(text) + 1}: it ends too early") from None
-        at = error.pos_in_stream
-        raise ValueError(f"column {at + 1}: unexpected {text[at]!r}") from None
+        ended = getattr(getattr(error, "token", None), "type", None) == "$END"
+        allowed = error.allowed if isinstance(error, lark.UnexpectedCharacters) else error.expected
+        expected = next(words for name, words in EXPECTED.items() if name in allowed)
+        column, found = (len(text), "the end") if ended else (error.pos_in_stream, None)
+        found = found or repr(text[column : column + 30])
+        raise ValueError(f"column {column + 1}: {expected} expected, not {found}") from None
 
 
 def render(meaning: Meaning) -> str:
@@ -108,14 +114,15 @@ def check(meaning: Meaning, description: Description) -> None:
 
 
 def canonical(meaning: Meaning, description: Description) -> Meaning:
-    """The same meaning with its attributes in order of name, and a list attribute's values in order."""
-    return Meaning(
-        meaning.function,
-        tuple(
-            (name, ", ".join(sorted(value.split(", "))) if description.attributes[name] == "list" else value)
-            for name, value in sorted(meaning.attributes)
-        ),
+    """The same meaning with its attributes in order of name, and a list attribute's values in order.
+
+    An attribute that the description lacks is kept as it is.
+    """
+    ordered = (
+        (name, ", ".join(sorted(value.split(", "))) if description.attributes.get(name) == "list" else value)
+        for name, value in meaning.attributes
     )
+    return Meaning(meaning.function, tuple(sorted(ordered)))
 
 
 def grammar(description: Description) -> str:

@@ -39,15 +39,21 @@ def loss_curve(log: pd.DataFrame) -> Figure:
     return figure
 
 
-def scores(found: dict[str, pd.DataFrame], tokens_per_s: dict[str, float]) -> Markdown:
-    """`score.scores` of several systems side by side; tokens a second of a request, its wait included."""
+def scores(found: dict[str, pd.DataFrame]) -> Markdown:
+    """`score.scores` of several systems side by side."""
     columns = {
         name: [f"{row.value:.3f} ({row.low:.2f} to {row.high:.2f})" for row in part.itertuples()]
         for name, part in found.items()
     }
-    frame = pd.DataFrame(columns, index=next(iter(found.values())).index)
-    frame.loc["tokens a second, a request"] = [f"{tokens_per_s[name]:.1f}" for name in found]
-    return table(frame, index=True)
+    return table(pd.DataFrame(columns, index=next(iter(found.values())).index), index=True)
+
+
+def by_attribute(found: pd.DataFrame) -> Markdown:
+    """`score.by_attribute`, of the attributes that the targets have."""
+    shown = found[found["support"] > 0].sort_values("support", ascending=False, kind="stable")
+    columns = {name: shown[name].map("{:.2f}".format) for name in ("precision", "recall")}
+    columns["F1"] = [f"{row.F1:.2f} ({row.low:.2f} to {row.high:.2f})" for row in shown.itertuples()]
+    return table(pd.DataFrame({"targets": shown["support"]} | columns), index=True)
 
 
 def by_function(found: dict[str, pd.DataFrame]) -> Figure:
@@ -75,11 +81,14 @@ def by_function(found: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def table(frame: pd.DataFrame, index: bool = False) -> Markdown:
-    """A table that reads well in a notebook, on a repository's page and in README.md alike."""
+def table(frame: pd.DataFrame, index: bool = False, longest: int = 400) -> Markdown:
+    """A table that reads well in a notebook, on a repository's page and in README.md alike.
+
+    A cell of more than `longest` characters is cut at a word.
+    """
     short = frame.map(
         lambda cell: (
-            textwrap.shorten(cell, 400, placeholder=" …").replace("|", r"\|")
+            textwrap.shorten(cell, longest, placeholder=" …").replace("|", r"\|")
             if isinstance(cell, str)
             else cell
         )

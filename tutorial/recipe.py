@@ -38,6 +38,8 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if args.get("lora_rank") not in SERVED_RANKS:
         ranks = ", ".join(map(str, SERVED_RANKS))
         raise TutorialError(f"{path.name}: lora_rank={args.get('lora_rank')}: vLLM serves {ranks}")
+    if "cutoff_len" not in args:
+        raise TutorialError(f"{path.name}: the key 'cutoff_len' is missing")
     known = _llamafactory_keys()
     for key in args:
         if key not in known:

@@ -1,6 +1,5 @@
 """`make run`: execute README.ipynb into out/README.ipynb, saying on the way which stage it is in."""
 
-import json
 import sys
 import time
 
@@ -34,7 +33,7 @@ def main() -> None:
     )
     try:
         client.execute()
-        page.fill_notebook(notebook, json.loads((ROOT / "out" / "results.json").read_text(encoding="utf-8")))
+        page.fill_notebook(notebook, page.measured(ROOT / "out" / "results.json"))
     except CellExecutionError as error:
         if error.ename == "TutorialError":
             sys.exit(f"{error.ename}: {error.evalue}")

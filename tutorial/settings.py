@@ -1,6 +1,7 @@
 """Settings from the environment and `.env`, and the profile that they or the Ray cluster choose."""
 
 import os
+import re
 import tempfile
 from datetime import datetime
 from importlib.metadata import version
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import ray
 import yaml
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
@@ -51,10 +52,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore")
 
     profile: Literal["cpu", "gpu"] | None = None
-    run_name: str = Field(
-        default_factory=lambda: f"viggo-{datetime.now():%Y%m%d-%H%M%S}",
-        pattern=r"^[a-z0-9][a-z0-9-]{2,62}$",
-    )
+    run_name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{2,62}$")
     storage: str | None = None
     shared_dir: Path | None = None
     task: str = "viggo"
@@ -69,6 +67,13 @@ class Settings(BaseSettings):
     serve_timeout_s: PositiveInt = 900
     clean_up: bool = False
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _name_of_task_and_time(self) -> "Settings":
+        if self.run_name is None:
+            task = re.sub("[^a-z0-9]+", "-", Path(self.task).stem.lower()).strip("-")[:40] or "task"
+            self.run_name = f"{task}-{datetime.now():%Y%m%d-%H%M%S}"
+        return self
 
     def storage_uri(self) -> str | None:
         """Where artifacts go: `STORAGE`, else Anyscale's artifact storage, else None (a local S3 server)."""
