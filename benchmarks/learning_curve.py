@@ -15,8 +15,9 @@ from pathlib import Path
 
 import nbformat
 from matplotlib import pyplot as plt
-from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
+
+from tutorial import run
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_suffix(".json")
@@ -51,9 +52,7 @@ def measure(train_rows: int) -> dict:
         cells.insert(asks, new_code_cell(ONE_SYSTEM))
         cells.append(new_code_cell(POINT.format(path=path)))
         os.environ["TRAIN_ROWS"] = str(train_rows)
-        NotebookClient(
-            notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
-        ).execute()
+        run.execute(notebook)
         return json.loads(path.read_text())
 
 

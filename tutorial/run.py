@@ -1,7 +1,9 @@
 """`make run`: execute README.ipynb into out/README.ipynb, saying on the way which stage it is in."""
 
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 
 import nbformat
 from nbclient import NotebookClient
@@ -12,8 +14,27 @@ from tutorial import page
 from tutorial.settings import ROOT
 
 
+def execute(notebook: nbformat.NotebookNode, on_cell_start: Callable[..., None] | None = None) -> None:
+    """Run every cell in one kernel, in the project's root. The kernel listens on no port, not even on
+    loopback: its sockets are in a folder that ends with it.
+
+    Raises:
+        CellExecutionError: a cell failed.
+    """
+    with tempfile.TemporaryDirectory() as sockets:
+        NotebookClient(
+            notebook,
+            timeout=None,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": str(ROOT)}},
+            on_cell_start=on_cell_start,
+            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
+        ).execute()
+
+
 def main() -> None:
-    """Run every cell in one kernel; a mistake in a setting ends it with one line."""
+    """The notebook, stage by stage; a mistake in a setting ends it with one line."""
     notebook = nbformat.read(ROOT / "README.ipynb", as_version=4)
     start = time.monotonic()
 
@@ -22,17 +43,8 @@ def main() -> None:
         if cell.cell_type == "markdown" and heading.startswith("## "):
             print(f"[{time.monotonic() - start:4.0f} s] {heading.removeprefix('## ')}", flush=True)
 
-    client = NotebookClient(
-        notebook,
-        timeout=None,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(ROOT)}},
-        on_cell_start=say_stage,
-        config=Config({"KernelManager": {"transport": "ipc"}}),  # no port, not even on loopback
-    )
     try:
-        client.execute()
+        execute(notebook, say_stage)
         page.fill_notebook(notebook, page.measured(ROOT / "out" / "results.json"))
     except CellExecutionError as error:
         if error.ename == "TutorialError":
