@@ -1,6 +1,7 @@
 # make run    run README.ipynb into out/README.ipynb        make lint   ruff over code and notebook
 # make test   run it small under nbmake, then the tests     make page   the last run becomes README.ipynb, README.md
-# make locks  resolve requirements/*.in again               make clean  delete out/ and .venv/
+# make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
+# make clean  delete out/ and the environments
 PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,6 +10,7 @@ SHELL := /bin/bash
 .SILENT:
 
 BIN := .venv/bin
+DOCS_BIN := .venv-docs/bin
 # No statistics are sent, no bytecode is held back, and the kernel is this environment's.
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
@@ -16,32 +18,41 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint page locks clean
+.PHONY: run test lint page docs locks clean
 run: .venv/.ready
 	python -m tutorial.run
 
-test: .venv/.ready lint
+test: .venv/.ready lint docs
 	rm -f out/results.json
 	TRAIN_ROWS=$${TRAIN_ROWS:-400} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	pytest -q
+	$(DOCS_BIN)/pytest -q --confcutdir=tests/browser tests/browser
 
-lint: .venv/.ready
+lint: .venv/.ready .venv-docs/.ready
 	ruff check --quiet . && ruff format --quiet --check .
+	$(DOCS_BIN)/hadolint containerfile
 
 page: .venv/.ready
 	python -m tutorial.page
 	jupyter nbconvert --to markdown README.ipynb --output README --log-level WARN \
 	  --NbConvertApp.output_files_dir=images/outputs
 
+# A warning, such as one of a link that leads nowhere, is an error. A site opens with index.html.
+docs: .venv-docs/.ready
+	rm -rf out/docs
+	$(DOCS_BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -c docs -d out/doctrees . out/docs
+	cp out/docs/README.html out/docs/index.html
+
 locks: .venv/.ready
 	cd requirements
 	COMPILE="uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate"
 	$$COMPILE uv.in -o uv.lock
+	$$COMPILE docs.in -o docs.lock
 	$$COMPILE cpu.in --excludes cpu.excludes --no-emit-package torch -o cpu.lock \
 	  --find-links $${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}
 
 clean:
-	rm -rf out .venv
+	rm -rf out .venv .venv-docs
 
 # PyTorch's CPU build stands on no package index but PyTorch's own. pip is asked for it alone, with the hashes of the
 # lock: first among the wheels that pip was told of (PIP_FIND_LINKS, pip.conf), then on that index.
@@ -59,4 +70,10 @@ clean:
 	# Bytecode of what every engine imports at its start, on all cores at once; the rest is written at its first use.
 	$(CURDIR)/$(BIN)/python -m compileall -q -j 0 -x testing torch vllm ray llamafactory peft accelerate datasets
 	cd $(CURDIR)
+	touch $@
+
+# What the page is made and looked at with, and nothing of what the notebook runs on.
+.venv-docs/.ready: requirements/docs.lock
+	rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
+	$(DOCS_BIN)/pip install --quiet --disable-pip-version-check --only-binary=:all: --require-hashes -r $<
 	touch $@

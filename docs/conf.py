@@ -1,0 +1,94 @@
+"""`make docs`: README.ipynb as a web page, with the outputs that it holds. Nothing is executed.
+
+Sphinx's source folder is the project's root, so that the notebook's links and images are found.
+"""
+
+import os
+from pathlib import Path
+
+import nbformat
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
+
+ROOT = Path(__file__).resolve().parents[1]
+LONG = 15  # lines; a cell that printed more has its outputs folded
+
+# Where GitHub builds the page it says what repository this is, and what commit.
+SERVER, REPOSITORY, COMMIT = (
+    os.environ.get(f"GITHUB_{name}") for name in ("SERVER_URL", "REPOSITORY", "SHA")
+)
+FILES = f"{SERVER}/{REPOSITORY}/blob/{COMMIT}"
+
+project = html_title = "Fine-tune, evaluate and serve an LLM on Ray"
+extensions = ["myst_nb", "sphinx_copybutton"]
+include_patterns = ["README.ipynb", "CONTRIBUTING.md"]
+exclude_patterns = [".*", "out"]  # large folders, which need not be searched
+root_doc = "README"
+suppress_warnings = ["toc.not_included"]  # there is no tree: the page links to the other one
+
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # CommonMark, the default, has no tables
+myst_heading_anchors = 3  # the notebook's own links, as #1-set-up
+
+copybutton_selector = ".highlight pre:not(.cell_output *)"
+
+html_theme = "pydata_sphinx_theme"
+html_static_path = ["custom.css"]
+html_css_files = ["custom.css"]
+templates_path = ["_templates"]
+html_sourcelink_suffix = ""  # README.ipynb and not README.ipynb.txt
+html_sidebars = {"**": []}
+html_use_index = False
+html_context = {"default_mode": "auto", "server": SERVER, "repository": REPOSITORY, "files": FILES}
+html_favicon = "favicon.svg"
+html_theme_options = {
+    "logo": {"text": "LLM on Ray"},  # the whole title is wider than a telephone
+    "article_header_start": [],
+    "article_header_end": ["source-links"],
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": [],
+    "footer_end": [],
+}
+
+
+class RepositoryLinks(SphinxTransform):
+    """A link to a file that is no page leads to the repository. Where that is not known it is a download, as
+    MyST-Parser made it, and a folder's name is no link at all."""
+
+    default_priority = 999
+
+    def apply(self, **kwargs) -> None:
+        pages = [*self.document.findall(addnodes.pending_xref)]
+        for link in [*self.document.findall(addnodes.download_reference), *pages]:
+            target = link["reftarget"]
+            if link in pages and not (ROOT / target).is_dir():
+                continue
+            if REPOSITORY:
+                link.replace_self(nodes.reference("", "", *link.children, refuri=f"{FILES}/{target}"))
+            elif link in pages:
+                link.replace_self(link.children)
+
+
+def prepare(app, docname: str, source: list[str]) -> None:
+    """Which outputs are long and what a plot's alternative text is, said where MyST-NB reads it: in a cell's
+    metadata, so that nobody has to write it there."""
+    if docname != "README":
+        return
+    notebook = nbformat.reads(source[0], as_version=4)
+    for cell in notebook.cells:
+        if not cell.get("outputs"):
+            continue
+        texts = [
+            output.get("text") or output.get("data", {}).get("text/markdown", "") for output in cell.outputs
+        ]
+        if "".join(texts).count("\n") > LONG:
+            cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-output"]
+        cell.metadata.mystnb = {"image": {"alt": f"Plot: {cell.source.splitlines()[-1]}"}}
+    source[0] = nbformat.writes(notebook)
+
+
+def setup(app) -> None:
+    app.add_transform(RepositoryLinks)
+    app.connect("source-read", prepare)

@@ -1,0 +1,201 @@
+"""The page that `make docs` makes, in a real browser. Runs in .venv-docs and not in .venv."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import urldefrag, urljoin
+
+import nbformat
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "out" / "docs"
+NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
+CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+PAGES = [*sorted(page.name for page in DOCS.glob("*.html")), "search.html?q=adapter"]
+WIDTHS = (360, 768, 1600)
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args():
+    """Debian's browser: Playwright's own would have to be downloaded."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium on PATH; on Debian: apt-get install chromium")
+    return {"executable_path": found, "args": ["--no-sandbox"] if os.geteuid() == 0 else []}
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The page's address. It is served, as a browser's clipboard and a site's own search need."""
+    assert (DOCS / "index.html").is_file(), "out/docs is missing: run `make docs`"
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=DOCS)) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def shown_lines(cell):
+    return sum(
+        (o.get("text") or o.get("data", {}).get("text/markdown", "")).count("\n") for o in cell.outputs
+    )
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_loads_whole_without_errors_and_from_this_host_alone(page: Page, site, name):
+    errors, requests = [], []
+    page.on("console", lambda message: message.type in ("error", "warning") and errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(site + name, wait_until="networkidle")
+    expect(page.locator("h1").first).to_be_visible()
+    assert page.locator("img").evaluate_all("all => all.filter(i => !i.naturalWidth).map(i => i.src)") == []
+    assert errors == []
+    assert [url for url in requests if not url.startswith((site, "data:"))] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_table_of_contents_leads_to_every_stage(page: Page, site, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(site)
+    stages = [c.source for c in NOTEBOOK.cells if c.cell_type == "markdown" and c.source.startswith("## ")]
+    assert len(stages) == 8
+    for title in (source.splitlines()[0].removeprefix("## ") for source in stages):
+        entry = page.locator("#pst-page-toc-nav").get_by_role("link", name=title)
+        if not entry.is_visible():
+            page.get_by_role("button", name="On this page").click()
+        entry.click()
+        expect(page.get_by_role("heading", name=title)).to_be_in_viewport()
+
+
+def test_every_link_leads_somewhere(page: Page, site):
+    page.goto(site)
+    links = set(page.locator("a[href]").evaluate_all("all => all.map(a => a.getAttribute('href'))"))
+    assert any(link.startswith("#") for link in links)
+    own = {urljoin(site, link) for link in links if urljoin(site, link).startswith(site)}
+    for address, fragment in map(urldefrag, own):
+        assert page.request.get(address).ok, address
+        assert not fragment or page.locator(f"[id='{fragment}']").count() == 1, fragment
+    assert {link.split(":")[0] for link in links if urljoin(site, link) not in own} == {"https"}
+
+
+def test_the_notebook_can_be_downloaded(page: Page, site):
+    page.goto(site)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download README.ipynb").click()
+    assert download.value.path().read_bytes() == (ROOT / "README.ipynb").read_bytes()
+
+
+def test_a_copy_button_copies_its_cell_and_nothing_more(page: Page, site):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(site)
+    cells = page.locator(".cell_input")
+    assert cells.count() == len(CODE)
+    for number in (0, len(CODE) // 2, len(CODE) - 1):
+        cells.nth(number).hover()
+        cells.nth(number).get_by_role("button", name="Copy").click()
+        assert page.evaluate("navigator.clipboard.readText()") == CODE[number].source
+    expect(page.locator(".cell_output .copybtn")).to_have_count(0)
+
+
+def test_long_outputs_are_folded_and_open(page: Page, site):
+    page.goto(site)
+    long = [shown_lines(cell) > 15 for cell in CODE]
+    assert set(long) == {True, False}
+    cells = page.locator(".cell")
+    for number, cell in enumerate(CODE):
+        assert cells.nth(number).locator("details").count() == long[number], cell.source
+    output = cells.nth(long.index(True)).locator(".output").first
+    expect(output).to_be_hidden()
+    cells.nth(long.index(True)).locator("summary").click()
+    expect(output).to_be_visible()
+
+
+def test_comments_in_the_prose_stay_hidden(page: Page, site):
+    page.goto(site)
+    text = page.locator("article").inner_text()
+    assert "In the run shown on this page" in text
+    assert not re.search(r"<!--|-->|batch/scores", text)
+
+
+def test_the_search_finds_the_page(page: Page, site):
+    page.goto(site)
+    page.keyboard.press("Control+k")
+    page.locator("dialog input[name=q]").fill("bootstrap")
+    page.keyboard.press("Enter")
+    expect(page.locator("#search-results a[href*='README.html']").first).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [360, 1600])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_accessible(page: Page, site, theme, width):
+    page.emulate_media(color_scheme=theme)
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(site)
+    expect(page.locator("html")).to_have_attribute("data-theme", theme)
+    page.locator("details").evaluate_all("all => all.forEach(folded => { folded.open = true })")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_theme_can_be_changed(page: Page, site):
+    page.emulate_media(color_scheme="light")
+    page.goto(site)
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.get_by_role("button", name="Color mode").click()
+    page.get_by_role("button", name="Dark").click()
+    assert page.evaluate(background) != light
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_never_scrolls_sideways(page: Page, site, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(site)
+    page.locator("details").evaluate_all("all => all.forEach(folded => { folded.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    tables = page.locator(".pst-scrollable-table-container")
+    assert tables.count() == page.locator("article table").count() > 5
+    elsewhere = page.locator("article :not(.pst-scrollable-table-container *, pre *)")
+    assert (
+        elsewhere.evaluate_all("all => all.filter(e => e.getBoundingClientRect().right > innerWidth)") == []
+    )
+    if width == 360:  # where a table is wider than its box, the box scrolls
+        assert tables.evaluate_all("all => all.some(box => (box.scrollLeft = 50) && box.scrollLeft === 50)")
+
+
+def test_a_known_repository_is_linked_to(tmp_path):
+    """As GitHub names it where it builds the page. Without it, as above, files are downloads."""
+    name = {"SERVER_URL": "https://github.com", "REPOSITORY": "someone/notebook", "SHA": "0123abc"}
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-Wqc",
+        "docs",
+        "-d",
+        tmp_path / "doctrees",
+        ".",
+        tmp_path / "docs",
+    ]
+    environment = os.environ | {f"GITHUB_{key}": value for key, value in name.items()}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    html = (tmp_path / "docs" / "README.html").read_text()
+    for file in ("README.ipynb", "profiles/cpu.yaml", "containerfile", ".env.example"):
+        assert f'href="https://github.com/someone/notebook/blob/0123abc/{file}"' in html
+    assert 'href="https://github.com/codespaces/new/someone/notebook"' in html
+    assert "_downloads" not in html
