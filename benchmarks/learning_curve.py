@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 from nbformat.v4 import new_code_cell
 
 from tutorial import run
+from tutorial.look import BLUE, GREEN, RC, VERMILLION
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_suffix(".json")
@@ -58,8 +59,9 @@ def measure(train_rows: int) -> dict:
 
 def draw(curves: dict[str, dict]) -> None:
     """images/learning_curve.svg: a line a curve, with the 95% interval of each point."""
+    plt.rcParams.update(RC)
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-    for color, (name, curve) in zip(("#0072B2", "#D55E00", "#009E73"), curves.items(), strict=False):
+    for color, (name, curve) in zip((BLUE, VERMILLION, GREEN), curves.items(), strict=False):
         points = curve["points"]
         value = [point["value"] for point in points]
         spread = [
@@ -73,8 +75,8 @@ def draw(curves: dict[str, dict]) -> None:
     axes.set(xscale="log", ylim=(0, 1), xlabel="training rows", ylabel="strict exact match")
     axes.set_xticks(ticks := sorted({p["train_rows"] for c in curves.values() for p in c["points"]}), ticks)
     axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.grid()
+    axes.legend()
     figure.savefig(ROOT / "images" / "learning_curve.svg", metadata={"Date": None})
 
 
