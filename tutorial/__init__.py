@@ -7,7 +7,7 @@ storage   the run's files: a folder, s3:// or gs://                 model    the
 meaning   meaning representations: parse, check, grammar            score    how good the answers are
 serving   start a service, wait until it answers                    results  results.json
 plots     pictures and tables                                       quiet    log lines out of the cells
-run, page `make run`, `make page`
+look      colours and fonts of all pictures                         run, page `make run`, `make page`
 """
 
 import time

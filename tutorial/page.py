@@ -5,6 +5,7 @@ sees: `0.683<!--=batch/scores/fine-tuned/exact match/value:.3f-->`. A place that
 benchmark is in its JSON, and -1 is a list's last item.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -48,11 +49,20 @@ def fill_notebook(notebook: nbformat.NotebookNode, results: dict[str, Any]) -> N
             cell.source = fill(cell.source, results)
 
 
+def code_hash(notebook: nbformat.NotebookNode) -> str:
+    """Of the code cells' sources, SHA-256 in hexadecimal digits."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
 def main() -> None:
-    """out/README.ipynb and out/results.json, with the figures filled in, to the project's root."""
+    """out/README.ipynb and out/results.json, with the figures filled in and a stamp of the run, to the
+    project's root."""
     shutil.copy(ROOT / "out" / "results.json", ROOT / "results.json")
     notebook = nbformat.read(ROOT / "out" / "README.ipynb", as_version=4)
-    fill_notebook(notebook, measured(ROOT / "results.json"))
+    results = measured(ROOT / "results.json")
+    fill_notebook(notebook, results)
+    notebook.metadata["tutorial"] = {"run": results["stamp"], "code": code_hash(notebook)}
     nbformat.write(notebook, ROOT / "README.ipynb")
 
 

