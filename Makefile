@@ -75,5 +75,5 @@ clean:
 # What the page is made and looked at with, and nothing of what the notebook runs on.
 .venv-docs/.ready: requirements/docs.lock
 	rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
-	$(DOCS_BIN)/pip install --quiet --disable-pip-version-check --only-binary=:all: --require-hashes -r $<
+	$(DOCS_BIN)/pip install -qq --disable-pip-version-check --only-binary=:all: --require-hashes -r $<
 	touch $@
