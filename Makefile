@@ -30,7 +30,7 @@ lint: .venv/.ready
 
 page: .venv/.ready
 	python -m tutorial.page
-	jupyter nbconvert --to markdown README.ipynb --output README --log-level WARN \
+	jupyter nbconvert --to markdown --template-file docs/readme.md.j2 README.ipynb --output README --log-level WARN \
 	  --NbConvertApp.output_files_dir=images/outputs
 
 locks: .venv/.ready

@@ -82,7 +82,8 @@ def test_outputs_are_tidy(cell):
 
 def test_readme_md_is_made_from_the_notebook(tmp_path):
     command = ["jupyter", "nbconvert", "--to", "markdown", str(ROOT / "README.ipynb"), "--log-level", "ERROR"]
-    command += ["--output-dir", str(tmp_path), "--NbConvertApp.output_files_dir=images/outputs"]
+    command += ["--template-file", str(ROOT / "docs" / "readme.md.j2"), "--output-dir", str(tmp_path)]
+    command += ["--NbConvertApp.output_files_dir=images/outputs"]
     subprocess.run(command, check=True)
     assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), "stale: run `make page`"
     for made in (tmp_path / "images" / "outputs").iterdir():
