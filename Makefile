@@ -34,7 +34,7 @@ lint: .venv/.ready .venv-docs/.ready
 
 page: .venv/.ready
 	python -m tutorial.page
-	jupyter nbconvert --to markdown README.ipynb --output README --log-level WARN \
+	jupyter nbconvert --to markdown --template-file docs/readme.md.j2 README.ipynb --output README --log-level WARN \
 	  --NbConvertApp.output_files_dir=images/outputs
 
 # A warning, such as one of a link that leads nowhere, is an error. A site opens with index.html.

@@ -1,4 +1,4 @@
-"""README.ipynb up to the scores of its batch stage, with other systems than the page's: for the benchmarks."""
+"""README.ipynb up to the scores of its batch stage, with other systems than the page's, for benchmarks."""
 
 import json
 import tempfile

@@ -20,8 +20,11 @@ GUIDE = {"temperature": 0.7, "top_p": 0.8, "seed": 0}  # what a "guided" row add
 
 
 def ask_as(row, system):
-    joined = {"instruction": "You are a helpful assistant.", "input": f"{row['instruction']}\\n{row['input']}"}
-    return row | system | (joined if system.get("joined") else {})
+    asked = row | system
+    if system.get("joined"):
+        asked["instruction"] = "You are a helpful assistant."
+        asked["input"] = f"{row['instruction']}\\n{row['input']}"
+    return asked
 """
 
 if __name__ == "__main__":

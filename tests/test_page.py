@@ -17,7 +17,8 @@ NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
 PROSE = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown"]
 BARE = [re.sub(r"```.*?```", "", source, flags=re.DOTALL) for source in PROSE]
 FILES = ("tutorial/*.py", "tasks/*.yaml", "profiles/*.yaml", "*.yaml", ".env.example")
-SOURCES = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+SOURCES = [cell.source for cell in CODE]
 SOURCES += [path.read_text(encoding="utf-8") for pattern in FILES for path in ROOT.glob(pattern)]
 WORDS = set(re.findall(r"\w+", "\n".join(SOURCES)))
 MAKE = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
@@ -85,8 +86,13 @@ def test_links_lead_somewhere():
 
 def test_every_picture_says_what_it_shows():
     pictures = [alt for source in PROSE for mark, alt, _ in LINK.findall(source) if mark]
-    assert pictures
+    plots = [o for cell in CODE for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) > 4
+    assert len(plots) > 1
+    pictures += [plot.metadata["image/png"]["alt"] for plot in plots]
     assert all(len(alt) > 40 for alt in pictures), pictures
+    readme = (ROOT / "README.md").read_text()
+    assert [alt for mark, alt, _ in LINK.findall(readme) if mark and alt not in pictures] == []
 
 
 def test_versions_in_the_prose_are_the_pinned_ones():

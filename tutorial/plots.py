@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from IPython.core.pylabtools import print_figure
 from IPython.display import Markdown
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -18,6 +19,18 @@ COLORS = (VERMILLION, ORANGE, BLUE, GREEN)  # of the systems that are compared
 plt.rcParams.update(RC)
 
 
+class Picture:
+    """A figure, and for who cannot see it the text that says what it shows."""
+
+    def __init__(self, figure: Figure, alt: str):
+        self.figure, self.alt = figure, alt
+        plt.close(figure)  # the cell's value is shown; pyplot would show it a second time
+
+    def _repr_mimebundle_(self, **_) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        data = {"image/png": print_figure(self.figure, base64=True), "text/plain": self.alt}
+        return data, {"image/png": {"alt": self.alt}}
+
+
 def training_log(path: str | Path) -> pd.DataFrame:
     """LLaMA-Factory's trainer_log.jsonl: one row a log line; columns current_steps, loss, eval_loss, lr."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -26,7 +39,7 @@ def training_log(path: str | Path) -> pd.DataFrame:
     )
 
 
-def loss_curve(log: pd.DataFrame) -> Figure:
+def loss_curve(log: pd.DataFrame) -> Picture:
     """Training and validation loss (nats a target token, log scale) against the optimizer's steps."""
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     train, val = log.dropna(subset="loss"), log.dropna(subset="eval_loss")
@@ -35,8 +48,12 @@ def loss_curve(log: pd.DataFrame) -> Figure:
     axes.set(xlabel="optimizer step", ylabel="loss per target token", yscale="log", title="Loss")
     axes.grid()
     axes.legend()
-    plt.close(figure)  # the cell's value is shown; pyplot would show it a second time
-    return figure
+    first, last, end = (f"{loss:.2f}" for loss in (*train["loss"].iloc[[0, -1]], val["eval_loss"].iloc[-1]))
+    return Picture(
+        figure,
+        f"Loss per target token against optimizer steps: in training it falls from {first} to {last}, on "
+        f"validation rows it ends at {end}.",
+    )
 
 
 def scores(found: dict[str, pd.DataFrame]) -> Markdown:
@@ -56,7 +73,7 @@ def by_attribute(found: pd.DataFrame) -> Markdown:
     return table(pd.DataFrame({"targets": shown["support"]} | columns), index=True)
 
 
-def by_function(found: dict[str, pd.DataFrame]) -> Figure:
+def by_function(found: dict[str, pd.DataFrame]) -> Picture:
     """Strict exact match (0 to 1) with its 95% interval for each function of the targets, a bar a system."""
     frames = list(found.values())
     places, height = range(len(frames[0])), 0.8 / len(frames)
@@ -77,8 +94,12 @@ def by_function(found: dict[str, pd.DataFrame]) -> Figure:
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=len(frames))
-    plt.close(figure)
-    return figure
+    name, best = max(found.items(), key=lambda item: item[1]["exact match"].mean())
+    shares = ", ".join(f"{function} {share:.2f}" for function, share in best["exact match"].items())
+    return Picture(
+        figure,
+        f"Strict exact match for each function, a bar each for {', '.join(found)}. {name}: {shares}.",
+    )
 
 
 def table(frame: pd.DataFrame, index: bool = False, longest: int = 400) -> Markdown:

@@ -1,0 +1,89 @@
+"""Pictures of Ray's dashboard, taken while the notebook runs. From the project's root:
+
+    python -m images.dashboard
+
+Starts a Ray cluster with its dashboard on loopback, runs the notebook on it with the settings of the
+environment, and has headless Chromium photograph three pages, each while its stage is at work: the training
+workers, the batch stage's operators and the served application. Writes images/dashboard_*.png.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import requests
+
+from tutorial.settings import ROOT
+
+ADDRESS, DASHBOARD = "127.0.0.1:6399", "http://127.0.0.1:8266"
+SIZE = "1300,900"
+
+
+def state(path: str) -> dict | list:
+    """The answer of one of the dashboard's own addresses."""
+    response = requests.get(DASHBOARD + path, timeout=30)
+    response.raise_for_status()
+    return response.json()
+
+
+def job() -> str:
+    """The id of the notebook's job, the newest."""
+    return max(each["job_id"] for each in state("/api/jobs/") if each["job_id"])
+
+
+def training() -> str | None:
+    """The page of the actors, once two training workers are among them."""
+    actors = state("/logical/actors")["data"]["actors"].values()
+    workers = [each for each in actors if "RayTrainWorker" in each["actorClass"] and each["state"] == "ALIVE"]
+    return "/#/actors" if len(workers) > 1 else None
+
+
+def batch() -> str | None:
+    """The page of the job, once one of its datasets has answered a row."""
+    datasets = state(f"/api/data/datasets/{job()}")["datasets"]
+    busy = any(each["state"] == "RUNNING" and each["progress"] > 0 for each in datasets)
+    return f"/#/jobs/{job()}" if busy else None
+
+
+def serving() -> str | None:
+    """The page of the applications, once the service runs."""
+    applications = state("/api/serve/applications/")["applications"]
+    return "/#/serve" if any(each["status"] == "RUNNING" for each in applications.values()) else None
+
+
+def photograph(page: str, file: Path) -> None:
+    """What Chromium shows of a page of the dashboard after ten of its seconds."""
+    with tempfile.TemporaryDirectory() as profile:
+        flags = ["--headless", "--disable-gpu", "--hide-scrollbars", f"--window-size={SIZE}"]
+        flags += ["--no-sandbox"] if os.geteuid() == 0 else []  # root has none
+        flags += [f"--user-data-dir={profile}", "--virtual-time-budget=10000", f"--screenshot={file}"]
+        subprocess.run([CHROMIUM, *flags, DASHBOARD + page], check=True, capture_output=True, timeout=120)
+
+
+if __name__ == "__main__":
+    CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+    if not CHROMIUM:
+        sys.exit("chromium is not on PATH: install it to photograph the dashboard")
+    ray = Path(sys.executable).with_name("ray")
+    host, port = DASHBOARD.removeprefix("http://").split(":")
+    head = ["start", "--head", f"--port={ADDRESS.split(':')[1]}", "--num-cpus=8", "--disable-usage-stats"]
+    head += ["--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={port}"]
+    subprocess.run([ray, *head], check=True, stdout=subprocess.DEVNULL)
+    try:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "tutorial.run"], env=os.environ | {"RAY_ADDRESS": ADDRESS}
+        )
+        for at_work in (training, batch, serving):
+            while (page := at_work()) is None:
+                if run.poll() is not None:
+                    sys.exit(f"the run ended before its stage {at_work.__name__!r} was seen")
+                time.sleep(1)
+            photograph(page, ROOT / "images" / f"dashboard_{at_work.__name__}.png")
+            print(f"images/dashboard_{at_work.__name__}.png", flush=True)
+        sys.exit(run.wait())
+    finally:
+        subprocess.run([ray, "stop", "--force"], check=True, stdout=subprocess.DEVNULL)
