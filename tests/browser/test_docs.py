@@ -73,7 +73,7 @@ def test_the_table_of_contents_leads_to_every_stage(page: Page, site, width):
     page.set_viewport_size({"width": width, "height": 800})
     page.goto(site)
     stages = [c.source for c in NOTEBOOK.cells if c.cell_type == "markdown" and c.source.startswith("## ")]
-    assert len(stages) == 8
+    assert len(stages) >= 8
     for title in (source.splitlines()[0].removeprefix("## ") for source in stages):
         entry = page.locator("#pst-page-toc-nav").get_by_role("link", name=title)
         if not entry.is_visible():
