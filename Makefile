@@ -1,7 +1,7 @@
 # make run    run README.ipynb into out/README.ipynb        make lint   ruff over code and notebook
 # make test   run it small under nbmake, then the tests     make page   the last run becomes README.ipynb, README.md
 # make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
-# make clean  delete out/ and the environments
+# make links  are the page's links to other sites alive?     make clean  delete out/ and the environments
 PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint page docs locks clean
+.PHONY: run test lint page docs links locks clean
 run: .venv/.ready
 	python -m tutorial.run
 
@@ -42,6 +42,10 @@ docs: .venv-docs/.ready
 	rm -rf out/docs
 	$(DOCS_BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -c docs -d out/doctrees . out/docs
 	cp out/docs/README.html out/docs/index.html
+
+# What the page links to elsewhere: not in `make test`, which needs no network but the package indexes.
+links: .venv-docs/.ready
+	$(DOCS_BIN)/sphinx-build --quiet -b linkcheck -c docs -d out/doctrees . out/links
 
 locks: .venv/.ready
 	cd requirements

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from tests.conftest import ROOT
-from tutorial import page
+from tutorial import TutorialError, page
 from tutorial.settings import Settings
 
 NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
@@ -110,3 +110,13 @@ def test_the_outputs_are_those_of_this_code():
     stamp = NOTEBOOK.metadata["tutorial"]
     assert stamp["code"] == page.code_hash(NOTEBOOK), "the code changed since: `make run`, then `make page`"
     assert stamp["run"] == json.loads((ROOT / "results.json").read_text())["stamp"]
+
+
+def test_outputs_of_other_code_are_refused(tmp_path):
+    other = nbformat.read(ROOT / "README.ipynb", as_version=4)
+    next(cell for cell in other.cells if cell.cell_type == "code").source += "\nprint(1)"
+    nbformat.write(other, tmp_path / "README.ipynb")
+    before = (ROOT / "README.ipynb").read_bytes()
+    with pytest.raises(TutorialError, match="made by other code cells; `make run` first"):
+        page.take(tmp_path)
+    assert (ROOT / "README.ipynb").read_bytes() == before

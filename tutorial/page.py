@@ -1,4 +1,4 @@
-"""`make page`: the last run becomes the page, and the figures in its prose those of its results.
+"""`make page`: the last run's outputs become the page's, and the figures in its prose those of its results.
 
 A figure in the prose is followed by its place in results.json and its format, in a comment that no reader
 sees: `0.683<!--=batch/scores/fine-tuned/exact match/value:.3f-->`. A place that begins with the name of a
@@ -9,14 +9,17 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
+from tutorial import TutorialError
 from tutorial.settings import ROOT
 
+PAGE = ROOT / "README.ipynb"
 FIGURE = re.compile(r"[\w.,()-]+<!--=(?P<key>[^:>]+):(?P<format>[^>]*)-->")
 
 
@@ -51,19 +54,40 @@ def fill_notebook(notebook: nbformat.NotebookNode, results: dict[str, Any]) -> N
 
 def code_hash(notebook: nbformat.NotebookNode) -> str:
     """Of the code cells' sources, SHA-256 in hexadecimal digits."""
-    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([cell.source for cell in _code(notebook)]).encode()).hexdigest()
+
+
+def _code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def take(run: Path) -> None:
+    """A run's outputs and results.json to the project's root; the prose stays as it is there.
+
+    Raises:
+        TutorialError: the run was of other code cells.
+    """
+    notebook, ran = (nbformat.read(path, as_version=4) for path in (PAGE, run / "README.ipynb"))
+    if code_hash(ran) != code_hash(notebook):
+        raise TutorialError(f"{run.name}/README.ipynb was made by other code cells; `make run` first")
+    for cell, done in zip(_code(notebook), _code(ran), strict=True):
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    shutil.copy(run / "README.json", ROOT / "results.json")
+    stamp = json.loads((run / "README.json").read_text(encoding="utf-8"))["stamp"]
+    notebook.metadata["tutorial"] = {"run": stamp, "code": code_hash(notebook)}
+    nbformat.write(notebook, PAGE)
 
 
 def main() -> None:
-    """out/README.ipynb and out/results.json, with the figures filled in and a stamp of the run, to the
-    project's root."""
-    shutil.copy(ROOT / "out" / "results.json", ROOT / "results.json")
-    notebook = nbformat.read(ROOT / "out" / "README.ipynb", as_version=4)
-    results = measured(ROOT / "results.json")
-    fill_notebook(notebook, results)
-    notebook.metadata["tutorial"] = {"run": results["stamp"], "code": code_hash(notebook)}
-    nbformat.write(notebook, ROOT / "README.ipynb")
+    """The last run's outputs, if there is one, and the figures in the prose."""
+    try:
+        if (ROOT / "out" / "README.json").is_file():
+            take(ROOT / "out")
+    except TutorialError as error:
+        sys.exit(str(error))
+    notebook = nbformat.read(PAGE, as_version=4)
+    fill_notebook(notebook, measured(ROOT / "results.json"))
+    nbformat.write(notebook, PAGE)
 
 
 if __name__ == "__main__":
