@@ -16,7 +16,7 @@ from tutorial.settings import Settings
 NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
 PROSE = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown"]
 BARE = [re.sub(r"```.*?```", "", source, flags=re.DOTALL) for source in PROSE]
-FILES = ("tutorial/*.py", "tasks/*.yaml", "profiles/*.yaml", "*.yaml", ".env.example")
+FILES = ("tutorial/*.py", "benchmarks/*.py", "tasks/*.yaml", "profiles/*.yaml", "*.yaml", ".env.example")
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 SOURCES = [cell.source for cell in CODE]
 SOURCES += [path.read_text(encoding="utf-8") for pattern in FILES for path in ROOT.glob(pattern)]
@@ -42,7 +42,7 @@ def exists(name: str) -> bool:
     if len(words) > 1 and words[0].islower():
         return shutil.which(words[0]) is not None or "(" in name
     if "/" in name and "…" not in name:
-        return name.startswith("out/")  # what a run writes
+        return name.startswith("out/") or (name.endswith("/") and name[:-1] in WORDS)  # what a run writes
     first, _, rest = name.partition(".")
     packages = {"ray": "ray", "serve": "ray.serve"} | {file.stem: f"tutorial.{file.stem}" for file in MODULES}
     if first in packages and re.fullmatch(r"\w+(\.\w+)*", rest):
