@@ -85,7 +85,7 @@ def prepare(app, docname: str, source: list[str]) -> None:
         ]
         if "".join(texts).count("\n") > LONG:
             cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-output"]
-        for output in cell.outputs:
+        for output in cell.outputs:  # MyST-NB reads an image's size there, and not its text
             if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
                 cell.metadata.mystnb = {"image": {"alt": alt}}
     source[0] = nbformat.writes(notebook)

@@ -125,6 +125,16 @@ def test_long_outputs_are_folded_and_open(page: Page, site):
     expect(output).to_be_visible()
 
 
+def test_pictures_say_what_they_show(page: Page, site):
+    page.goto(site)
+    pictures = [
+        o.metadata["image/png"] for c in CODE for o in c.outputs if "image/png" in o.get("metadata", {})
+    ]
+    prose = "".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
+    said = {picture["alt"] for picture in pictures} | set(re.findall(r"!\[(.+?)\]\(images/", prose))
+    assert said <= set(page.locator("article img").evaluate_all("all => all.map(i => i.alt)"))
+
+
 def test_comments_in_the_prose_stay_hidden(page: Page, site):
     page.goto(site)
     text = page.locator("article").inner_text()
