@@ -16,7 +16,8 @@ from benchmarks import batch_stage
 SYSTEMS = """
 one = SYSTEMS["fine-tuned"]
 SYSTEMS = {"as trained": one, "another layout": one | {"joined": True}, "sampled": one | {"guided": True}}
-GUIDE = {"temperature": 0.7, "top_p": 0.8, "seed": 0}  # what a "guided" row adds to the others' sampling
+SAMPLING = SAMPLING | {"top_p": 1.0, "seed": 0}
+GUIDE = {"temperature": 0.7, "top_p": 0.8}  # what stands for SAMPLING's in a "guided" row
 
 
 def ask_as(row, system):
