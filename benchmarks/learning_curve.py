@@ -19,11 +19,12 @@ from tutorial.look import BLUE, GREEN, RC, VERMILLION
 from tutorial.settings import ROOT
 
 RESULTS = Path(__file__).with_suffix(".json")
+PICTURE = ROOT / "images" / "learning_curve.svg"
 ONE_SYSTEM = 'SYSTEMS = {"fine-tuned": SYSTEMS["fine-tuned"]}'
 
 
-def draw(curves: dict[str, dict]) -> None:
-    """images/learning_curve.svg: a line a curve, with the 95% interval of each point."""
+def draw(curves: dict[str, dict], file: Path) -> None:
+    """A picture: a line a curve, with the 95% interval of each point."""
     plt.rcParams.update(RC)
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     for color, (name, curve) in zip((BLUE, VERMILLION, GREEN), curves.items(), strict=False):
@@ -42,7 +43,7 @@ def draw(curves: dict[str, dict]) -> None:
     axes.minorticks_off()
     axes.grid()
     axes.legend()
-    figure.savefig(ROOT / "images" / "learning_curve.svg", metadata={"Date": None})
+    figure.savefig(file, metadata={"Date": None})
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
         curves[name] = found | {"points": points}
         print(point, flush=True)
         RESULTS.write_text(json.dumps(curves, indent=2) + "\n")
-    draw(curves)
+    draw(curves, PICTURE)
 
 
 if __name__ == "__main__":

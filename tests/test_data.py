@@ -26,7 +26,7 @@ def without(column):
         (lines(GOOD) + b"\n{not json}", "train.jsonl, row 2: not JSON"),
         (lines(GOOD, without("input")), "train.jsonl, row 2: column 'input'"),
         (lines(GOOD, without("output")), "train.jsonl, row 2: column 'output'"),
-        (lines(GOOD, GOOD | {"output": ""}), "train.jsonl, row 2: column 'output'"),
+        (lines(GOOD, GOOD | {"output": " "}), "train.jsonl, row 2: column 'output': a text is needed"),
         (lines(GOOD, GOOD | {"input": 7}), "train.jsonl, row 2: column 'input'"),
         (lines(GOOD, ["a", "list"]), "train.jsonl, row 2: "),
         (
@@ -106,4 +106,6 @@ def test_rows_are_drawn_at_random_by_seed():
     assert drawn == data.pick(rows, 50, seed=1)
     assert drawn != data.pick(rows, 50, seed=2)
     assert drawn != rows[:50]
-    assert data.pick(rows, None, seed=1) == rows
+    key = json.dumps
+    assert sorted(data.pick(rows, None, seed=1), key=key) == sorted(rows, key=key)
+    assert data.pick(rows, 10**6, seed=1) == data.pick(rows, None, seed=1) != rows

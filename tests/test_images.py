@@ -1,5 +1,6 @@
 """The diagrams: as their script draws them, and nothing in them in each other's way."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
+from benchmarks import learning_curve
 from images import draw
 from tests.conftest import ROOT
 
@@ -26,6 +28,11 @@ def test_the_pictures_are_those_of_the_script(tmp_path):
         assert kept.is_file(), f"missing: run `python -m images.draw` for {made.name}"
         if made.suffix == ".svg":
             assert made.read_bytes() == kept.read_bytes(), "stale: run `python -m images.draw`"
+
+
+def test_the_learning_curve_is_that_of_its_results(tmp_path):
+    learning_curve.draw(json.loads(learning_curve.RESULTS.read_text()), tmp_path / "drawn.svg")
+    assert (tmp_path / "drawn.svg").read_bytes() == learning_curve.PICTURE.read_bytes()
 
 
 @pytest.mark.parametrize("picture", draw.PICTURES, ids=lambda picture: picture.__name__)

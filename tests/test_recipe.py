@@ -41,10 +41,14 @@ RAY = (
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (f"{RAY}\nlora_rank: 8\nlearning_rat: 0.1", "LLaMA-Factory does not know the key 'learning_rat'"),
+        (
+            f"{RAY}\nlora_rank: 8\ncutoff_len: 99\nlearning_rat: 0.1",
+            "LLaMA-Factory does not know the key 'learning_rat'",
+        ),
         ("ray: {num_wokers: 2}", "unknown key 'num_wokers' in `ray`"),
         ("ray: {}", "the key 'env_vars' is missing in `ray`"),
         (f"{RAY}\nlora_rank: 4", "lora_rank=4: vLLM serves 1, 8, 16"),
+        (f"{RAY}\nlora_rank: 8", "the key 'cutoff_len' is missing"),
         ("a: [", "not YAML: line 2"),
         ("- a list", "not a mapping"),
     ],

@@ -1,9 +1,13 @@
+import re
+from html import unescape
+
+import mistune
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from tutorial import mistakes, score
+from tutorial import mistakes, plots, score
 from tutorial.meaning import Description
 
 TASK = Description(functions=["a", "b"], attributes={"x": "text", "y": "list", "z": ["yes", "no"]})
@@ -49,6 +53,13 @@ def test_known_scores():
     assert metric == "exact match"
 
 
+def test_a_known_gain():
+    # Right are rows 1 and 8 of the eight; of the targets themselves all are.
+    assert score.gain(TARGETS, ANSWERS, TARGETS)["value"] == 6 / 8
+    assert score.gain(ANSWERS, TARGETS, TARGETS)["value"] == -6 / 8
+    assert score.gain(ANSWERS, ANSWERS, TARGETS) == {"value": 0, "low": 0, "high": 0}
+
+
 def test_known_scores_of_each_function():
     table = score.by_function(ANSWERS, TARGETS, TASK)
     assert table["rows"].to_dict() == {"a": 5, "b": 3}
@@ -76,7 +87,7 @@ def test_plain_text_has_one_kind_of_error():
     answers, targets = ["Lyon", "Paris "], ["Rome", "Paris"]
     assert mistakes.count(answers, targets, None).to_dict() == {mistakes.PLAIN: 1}
     [row] = mistakes.telling(["one", "two"], answers, targets, None).itertuples(index=False)
-    assert tuple(row) == (mistakes.PLAIN, "one", "**Rome**", "**Lyon**")
+    assert tuple(row) == (mistakes.PLAIN, "one", "Rome", "Lyon")
     assert score.by_function(answers, targets, None)["exact match"].to_dict() == {"all": 0.5}
 
 
@@ -89,15 +100,24 @@ def test_of_several_errors_the_first_one_counts():
 
 def test_telling_answers_show_what_differs():
     inputs = [f"sentence {i}" for i in range(8)]
-    table = mistakes.telling(inputs, ANSWERS, TARGETS, TASK)
-    assert [tuple(row) for row in table.to_numpy()] == [
-        ("does not parse", "sentence 4", "a(**x[3])**", "a(**x[3**"),
-        ("wrong function", "sentence 3", "**b**(x[2], **z[no]**)", "**a**(x[2])"),
-        ("missing attribute", "sentence 5", "a(x[4], **z[yes]**)", "a(x[4])"),
-        ("invented attribute", "sentence 6", "a(x[5])", "a(x[5], **z[]**)"),
-        ("wrong value", "sentence 2", "b(**z[yes]**)", "b(**z[no]**)"),
-        ("order only", "sentence 1", "a(x[1], **y[p, q]**)", "a(**y[q, p]**, x[1])"),
+    shown = plots.differences(mistakes.telling(inputs, ANSWERS, TARGETS, TASK)).data
+    assert [re.split(r" *\| *", line.strip("| ")) for line in shown.splitlines()[2:]] == [
+        ["does not parse", "sentence 4", "a(**x[3])**", "a(**x[3**"],
+        ["wrong function", "sentence 3", "**b**(x[2], **z[no]**)", "**a**(x[2])"],
+        ["missing attribute", "sentence 5", "a(x[4], **z[yes]**)", "a(x[4])"],
+        ["invented attribute", "sentence 6", "a(x[5])", "a(x[5], **z[]**)"],
+        ["wrong value", "sentence 2", "b(**z[yes]**)", "b(**z[no]**)"],
+        ["order only", "sentence 1", "a(x[1], **y[p, q]**)", "a(**y[q, p]**, x[1])"],
     ]
+
+
+@pytest.mark.parametrize("answer", ["<b>*x*</b>", "a | b", "`code` _x_ 1_000", r"\* [x](y)", "$1 ~~2~~"])
+def test_an_answer_is_shown_as_it_is_and_not_as_markdown(answer):
+    """The marks around it aside, in an engine that reads Markdown as the page does."""
+    table = mistakes.telling(["s"], [answer], ["a(x[1])"], TASK)
+    for markdown in (plots.differences(table).data, plots.table(table, longest=99).data):
+        html = mistune.html(markdown)
+        assert answer in unescape(re.sub("</?(strong|table|thead|tbody|tr|th|td)[^>]*>", "", html))
 
 
 def test_telling_answers_take_turns_over_the_kinds():

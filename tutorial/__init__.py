@@ -1,10 +1,11 @@
 """What README.ipynb imports so that its cells can stay with Ray, LLaMA-Factory and vLLM.
 
 settings  what the environment, `.env` and profiles/*.yaml say      task     the file of tasks/ that is in use
-data      the task's rows, read and validated                       recipe   the LLaMA-Factory yaml
+data      the task's rows, read and validated                       lengths  do prompts and answers fit?
 sample    ViGGO-like rows for work without a network                trains   rows of the second task
 storage   the run's files: a folder, s3:// or gs://                 model    the base model's folder
-meaning   meaning representations: parse, check, grammar            score    how good the answers are
+meaning   meaning representations: parse, check, grammar            recipe   the LLaMA-Factory yaml
+score     how good the answers are                                  mistakes what is wrong with the wrong ones
 serving   start a service, wait until it answers                    results  results.json
 plots     pictures and tables                                       quiet    log lines out of the cells
 look      colours and fonts of all pictures                         run, page `make run`, `make page`

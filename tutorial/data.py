@@ -3,11 +3,9 @@
 import json
 import random
 from pathlib import Path
-from typing import Annotated
 
 import pyarrow.fs
 import requests
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from tutorial import TutorialError, meaning, one_line, storage
 from tutorial.task import Task
@@ -57,56 +55,56 @@ def parse(content: bytes, file: str, task: Task) -> Rows:
         TutorialError: naming the file, and the row (from 1) that is not UTF-8, not JSON, lacks a column, or
             whose output is none that the task allows.
     """
-    rows, layout = [], _layout(task)
+    rows = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            rows.append(_row(json.loads(line.decode("utf-8")), layout, task))
+            rows.append(_row(json.loads(line.decode("utf-8")), task))
         except UnicodeDecodeError as error:
             raise TutorialError(f"{file}, row {number}: not UTF-8 ({error.reason})") from None
         except json.JSONDecodeError as error:
             raise TutorialError(f"{file}, row {number}: not JSON ({error})") from None
-        except ValidationError as error:
-            found = error.errors()[0]
-            column = f"column {found['loc'][0]!r}: " if found["loc"] else ""
-            raise TutorialError(f"{file}, row {number}: {column}{found['msg']}") from None
         except ValueError as error:
-            column = task.columns.response
-            raise TutorialError(f"{file}, row {number}: column {column!r}: {error}") from None
+            raise TutorialError(f"{file}, row {number}: {error}") from None
     if not rows:
         raise TutorialError(f"{file}: the split is empty; set DATA to files that hold rows")
     return rows
 
 
-def _layout(task: Task) -> type[BaseModel]:
-    columns = [c for c in (task.columns.system, task.columns.prompt, task.columns.response) if c]
-    fields = {column: (Annotated[str, Field(min_length=1)], ...) for column in columns}
-    return create_model("Row", __config__=ConfigDict(extra="ignore", strict=True), **fields)
+def _row(raw: dict[str, str], task: Task) -> dict[str, str]:
+    """A row of a file as the notebook knows it: the system turn, the user turn and the answer.
 
-
-def _row(raw: dict[str, str], layout: type[BaseModel], task: Task) -> dict[str, str]:
-    """A row of a file as the notebook knows it: the system turn, the user turn and the answer."""
-    row = layout.model_validate(raw).model_dump()
+    Raises:
+        ValueError: naming the column that is missing, no text or empty, or whose answer the task refuses.
+    """
+    if not isinstance(raw, dict):
+        raise ValueError("not an object with columns")
+    columns = task.columns
+    for column in filter(None, (columns.system, columns.prompt, columns.response)):
+        text = raw.get(column)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"column {column!r}: a text is needed, not {text!r}")
     if task.meaning:
-        meaning.check(meaning.parse(row[task.columns.response]), task.meaning)
+        try:
+            meaning.check(meaning.parse(raw[columns.response]), task.meaning)
+        except ValueError as error:
+            raise ValueError(f"column {columns.response!r}: {error}") from None
     return {
-        "instruction": row[task.columns.system] if task.columns.system else task.system_prompt,
-        "input": row[task.columns.prompt],
-        "output": row[task.columns.response],
+        "instruction": raw[columns.system] if columns.system else task.system_prompt,
+        "input": raw[columns.prompt],
+        "output": raw[columns.response],
     }
 
 
 def _sample(task: Task) -> dict[str, Rows]:
-    layout = _layout(task)
-    return {s: [_row(raw, layout, task) for raw in part] for s, part in task.sample_module().rows().items()}
+    return {s: [_row(raw, task) for raw in part] for s, part in task.sample_module().rows().items()}
 
 
 def pick(rows: Rows, count: int | None, seed: int) -> Rows:
-    """`count` rows drawn at random (the first N would be whatever the file begins with); all for None."""
-    if count is None or count >= len(rows):
-        return rows
-    return random.Random(seed).sample(rows, count)
+    """`count` rows drawn at random (the first N would be whatever the file begins with), at most and for
+    None all, in random order."""
+    return random.Random(seed).sample(rows, min(count or len(rows), len(rows)))
 
 
 def write(splits: dict[str, Rows], folder: Path) -> None:

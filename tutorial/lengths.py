@@ -9,13 +9,20 @@ from tutorial.task import Task
 
 
 def check(
-    rows: dict[str, Rows], task: Task, model_path: Path, cutoff_len: int, max_model_len: int
+    rows: dict[str, Rows],
+    examples: Rows,
+    task: Task,
+    model_path: Path,
+    *,
+    cutoff_len: int,
+    max_model_len: int,
 ) -> dict[str, int]:
     """The most tokens of a training row, of a test question with its examples, and of an answer.
 
     Args:
-        rows: by split; the first `task.few_shot` of train are the examples.
-        task: says how many examples a few-shot prompt has and how long an answer may be.
+        rows: by split.
+        examples: of the few-shot prompts.
+        task: says how long an answer may be.
         model_path: the folder of the base model, for its tokenizer and chat template.
         cutoff_len: the recipe's; LLaMA-Factory cuts longer rows without a word.
         max_model_len: the engine's, for prompt and answer together.
@@ -50,14 +57,14 @@ def check(
             f"{row!r} has {row_tokens} tokens with its answer, and cutoff_len={cutoff_len} cuts there",
             "cutoff_len in the recipe to more",
         )
-    if answer_tokens >= task.max_tokens:
+    if answer_tokens > task.max_tokens:
         _refuse(
             f"the answer {answer!r} has {answer_tokens} tokens, and max_tokens={task.max_tokens} cuts there",
             "max_tokens in the task to more",
         )
     if question_tokens + task.max_tokens > max_model_len:
         _refuse(
-            f"{question!r} has {question_tokens} tokens with its {task.few_shot} examples, and an answer of "
+            f"{question!r} has {question_tokens} tokens with its {len(examples)} examples, and an answer of "
             f"max_tokens={task.max_tokens} does not fit beside it in max_model_len={max_model_len}",
             "max_model_len in the profile to more, or few_shot or max_tokens in the task to less",
         )

@@ -1,7 +1,5 @@
 """What is wrong with the wrong answers: how many of each kind, and the ones worth reading."""
 
-import difflib
-import re
 from collections import Counter
 
 import pandas as pd
@@ -18,7 +16,6 @@ KINDS = (  # the first that fits is an answer's
     "order only",
 )
 PLAIN = "wrong answer"  # the one kind of a task without a description
-TOKEN = re.compile(r"\w+\[[^\[\]]*\]|\w+|\s+|.", re.DOTALL)  # `name[Portal 2]` is one
 
 
 def kinds(answers: list[str], targets: list[str], description: Description | None) -> pd.Series:
@@ -52,8 +49,7 @@ def telling(
 ) -> pd.DataFrame:
     """The most telling wrong answers: columns kind, input, target, answer.
 
-    The kinds take turns, the most frequent first; within a kind the shortest target comes first. What
-    differs between target and answer is bold, in Markdown.
+    The kinds take turns, the most frequent first; within a kind the shortest target comes first.
     """
     table = compare(answers, targets)
     if len(inputs) != len(table):
@@ -65,10 +61,8 @@ def telling(
     ranked = sorted(counts, key=lambda kind: (-counts[kind], (*KINDS, PLAIN).index(kind)))
     table["turn"] = table.groupby("kind").cumcount()
     table["rank"] = table["kind"].map(ranked.index)
-    found = []
-    for row in table.sort_values(["turn", "rank"]).head(most).itertuples():
-        found.append((row.kind, row.input, *_bold(row.target, row.answer)))
-    return pd.DataFrame(found, columns=["kind", "input", "target", "answer"], dtype=object)
+    columns = ["kind", "input", "target", "answer"]
+    return table.sort_values(["turn", "rank"]).head(most)[columns].reset_index(drop=True)
 
 
 def _kind(row: tuple) -> str:
@@ -76,15 +70,3 @@ def _kind(row: tuple) -> str:
     # In the order of KINDS; the last one fits all that is left.
     signs = (not row.parses, not row.function, wanted - given, given - wanted, not row.same, True)
     return next(kind for kind, sign in zip(KINDS, signs, strict=True) if sign)
-
-
-def _bold(*sides: str) -> list[str]:
-    """Target and answer, what differs between them in bold; separators around it stay plain."""
-    marked, tokens = ["", ""], [TOKEN.findall(side) for side in sides]
-    for tag, *ends in difflib.SequenceMatcher(", ".__contains__, *tokens, autojunk=False).get_opcodes():
-        for side, (start, end) in enumerate((ends[:2], ends[2:])):
-            text = "".join(tokens[side][start:end])
-            if tag != "equal":
-                text = re.sub(r"[^,\s](?:.*[^,\s])?", r"**\g<0>**", text, count=1, flags=re.DOTALL)
-            marked[side] += text
-    return marked

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import yaml
 
 from tutorial import TutorialError
 from tutorial.settings import ROOT
@@ -32,7 +33,7 @@ def fill(text: str, results: dict[str, Any]) -> str:
     def figure(found: re.Match) -> str:
         try:
             value = format(reduce(item, found["key"].split("/"), results), found["format"])
-        except KeyError:
+        except (KeyError, IndexError, TypeError):
             value = "(none)"  # a task of plain text has no guided answers
         return f"{value}<!--={found['key']}:{found['format']}-->"
 
@@ -65,16 +66,20 @@ def take(run: Path) -> None:
     """A run's outputs and results.json to the project's root; the prose stays as it is there.
 
     Raises:
-        TutorialError: the run was of other code cells.
+        TutorialError: the run was of other code cells, of another task or size than the page's, or failed.
     """
     notebook, ran = (nbformat.read(path, as_version=4) for path in (PAGE, run / "README.ipynb"))
     if code_hash(ran) != code_hash(notebook):
         raise TutorialError(f"{run.name}/README.ipynb was made by other code cells; `make run` first")
+    results = json.loads((run / "README.json").read_text(encoding="utf-8"))
+    found = (results["task"], results["profile"], results["data"]["used"])
+    rows = yaml.safe_load((ROOT / "profiles" / "cpu.yaml").read_text(encoding="utf-8"))["rows"]
+    if found != ("viggo", "cpu", rows):
+        raise TutorialError(f"{run.name}/README.ipynb is a run of {found}, not the page's; `make run` first")
     for cell, done in zip(_code(notebook), _code(ran), strict=True):
         cell.outputs, cell.execution_count = done.outputs, done.execution_count
     shutil.copy(run / "README.json", ROOT / "results.json")
-    stamp = json.loads((run / "README.json").read_text(encoding="utf-8"))["stamp"]
-    notebook.metadata["tutorial"] = {"run": stamp, "code": code_hash(notebook)}
+    notebook.metadata["tutorial"] = {"run": results["stamp"], "code": code_hash(notebook)}
     nbformat.write(notebook, PAGE)
 
 

@@ -1,6 +1,8 @@
 """Pictures and tables for the notebook."""
 
+import difflib
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 from tutorial.look import BLUE, GREEN, INK, ORANGE, RC, VERMILLION
 from tutorial.settings import Profile
 
+TOKEN = re.compile(r"\w+\[[^\[\]]*\]|\w+|\s+|.", re.DOTALL)  # `name[Portal 2]` is one
 NOISE = "\n. "  # what yaml puts around a bare value
 COLORS = (VERMILLION, ORANGE, BLUE, GREEN)  # of the systems that are compared
 plt.rcParams.update(RC)
@@ -48,12 +51,12 @@ def loss_curve(log: pd.DataFrame) -> Picture:
     axes.set(xlabel="optimizer step", ylabel="loss per target token", yscale="log", title="Loss")
     axes.grid()
     axes.legend()
-    first, last, end = (f"{loss:.2f}" for loss in (*train["loss"].iloc[[0, -1]], val["eval_loss"].iloc[-1]))
-    return Picture(
-        figure,
-        f"Loss per target token against optimizer steps: in training it falls from {first} to {last}, on "
-        f"validation rows it ends at {end}.",
-    )
+    said = [
+        f"{name} from {losses.iloc[0]:.2f} to {losses.iloc[-1]:.2f}"
+        for name, losses in (("training", train["loss"]), ("validation", val["eval_loss"]))
+        if len(losses)
+    ]
+    return Picture(figure, f"Loss per target token against optimizer steps: {', '.join(said)}.")
 
 
 def scores(found: dict[str, pd.DataFrame]) -> Markdown:
@@ -94,27 +97,52 @@ def by_function(found: dict[str, pd.DataFrame]) -> Picture:
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=len(frames))
-    name, best = max(found.items(), key=lambda item: item[1]["exact match"].mean())
-    shares = ", ".join(f"{function} {share:.2f}" for function, share in best["exact match"].items())
-    return Picture(
-        figure,
-        f"Strict exact match for each function, a bar each for {', '.join(found)}. {name}: {shares}.",
-    )
+    said = [
+        f"{name}: {', '.join(f'{function} {v:.2f}' for function, v in frame['exact match'].items())}"
+        for name, frame in found.items()
+    ]
+    return Picture(figure, f"Strict exact match for each function, a bar a system. {'; '.join(said)}.")
 
 
-def table(frame: pd.DataFrame, index: bool = False, longest: int = 400) -> Markdown:
+def table(frame: pd.DataFrame, index: bool = False, longest: int | None = None) -> Markdown:
     """A table that reads well in a notebook, on a repository's page and in README.md alike.
 
-    A cell of more than `longest` characters is cut at a word.
+    With `longest`, cells are text of any kind and not Markdown: what Markdown would read as its own is
+    escaped, and text of more characters is cut at a word.
     """
-    short = frame.map(
-        lambda cell: (
-            textwrap.shorten(cell, longest, placeholder=" …").replace("|", r"\|")
-            if isinstance(cell, str)
-            else cell
-        )
-    )
-    return Markdown(short.to_markdown(index=index, disable_numparse=True))
+    if longest:
+        frame = frame.map(lambda cell: _plain(cell, longest) if isinstance(cell, str) else cell)
+    return Markdown(frame.to_markdown(index=index, disable_numparse=True))
+
+
+def differences(found: pd.DataFrame, longest: int = 400) -> Markdown:
+    """`mistakes.telling`, with what differs between target and answer in bold."""
+    rows = []
+    for row in found.itertuples():
+        sides = (textwrap.shorten(text, longest, placeholder=" …") for text in (row.target, row.answer))
+        rows.append((row.kind, _plain(row.input, longest), *_bold(*sides)))
+    return table(pd.DataFrame(rows, columns=["kind", "input", "target", "answer"], dtype=object))
+
+
+def _bold(*sides: str) -> list[str]:
+    """Both sides as Markdown, what differs between them in bold; separators around it stay plain."""
+    marked, tokens = ["", ""], [TOKEN.findall(side) for side in sides]
+    for tag, *ends in difflib.SequenceMatcher(", ".__contains__, *tokens, autojunk=False).get_opcodes():
+        for side, (start, end) in enumerate((ends[:2], ends[2:])):
+            text = _escaped("".join(tokens[side][start:end]))
+            if tag != "equal":
+                text = re.sub(r"[^,\s](?:.*[^,\s])?", r"**\g<0>**", text, count=1, flags=re.DOTALL)
+            marked[side] += text
+    return marked
+
+
+def _plain(text: str, longest: int) -> str:
+    return _escaped(textwrap.shorten(text, longest, placeholder=" …"))
+
+
+def _escaped(text: str) -> str:
+    """Text as Markdown that shows it as it is; an underscore within a word is none of Markdown's."""
+    return re.sub(r"[\\`*<>|$~]|\](?=\()|\b_|_\b", r"\\\g<0>", text)
 
 
 def profile(chosen: Profile) -> Markdown:

@@ -4,9 +4,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tutorial import TutorialError
+from tutorial.settings import read_yaml
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's max_lora_rank
 RAY_KEYS = {"num_workers", "use_gpu", "resources_per_worker", "max_failures", "num_to_keep", "env_vars"}
@@ -19,15 +18,9 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         TutorialError: the file is no yaml, or holds a key that neither of them knows.
     """
     try:
-        args = yaml.safe_load(path.read_text(encoding="utf-8"))
+        args = read_yaml(path)
     except OSError as error:
         raise TutorialError(f"{path.name}: cannot be read ({error.strerror})") from None
-    except yaml.MarkedYAMLError as error:
-        raise TutorialError(
-            f"{path.name}: not YAML: line {error.problem_mark.line + 1}: {error.problem}"
-        ) from None
-    if not isinstance(args, dict):
-        raise TutorialError(f"{path.name}: not a mapping of keys to values")
     ray_section = args.pop("ray", None) or {}
     for key in ray_section:
         if key not in RAY_KEYS:

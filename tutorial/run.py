@@ -38,6 +38,7 @@ def main() -> None:
     """The notebook, stage by stage; a mistake in a setting ends it with one line."""
     notebook = nbformat.read(ROOT / "README.ipynb", as_version=4)
     start = time.monotonic()
+    (ROOT / "out" / "README.json").unlink(missing_ok=True)  # a run that fails leaves nothing for `make page`
 
     def say_stage(cell, cell_index):
         heading = cell.source.splitlines()[0] if cell.source else ""

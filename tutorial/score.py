@@ -58,6 +58,18 @@ def scores(
     return pd.DataFrame(_intervals(*sums), index=pd.Index(metrics, name="metric"))
 
 
+def gain(answers: list[str], others: list[str], targets: list[str]) -> dict[str, float]:
+    """How much more of `answers` than of `others` is an exact match, -1 to 1: value, low, high.
+
+    Both answer the same rows, so the interval is that of the pairs' difference, and narrower than the two
+    systems' own intervals suggest.
+    """
+    table = compare(answers, targets)
+    table["more"] = table["exact"].astype(int) - compare(others, targets)["exact"].astype(int)
+    interval = _intervals(*_resampled(table, ["more"], ["rows"]))
+    return {side: float(bound[0]) for side, bound in interval.items()}
+
+
 def by_function(answers: list[str], targets: list[str], description: Description | None) -> pd.DataFrame:
     """Strict exact match for each function of the targets: columns rows, exact match, low, high.
 

@@ -43,6 +43,7 @@ class Profile(BaseModel):
     engine: dict[str, Any] = Field(description="vLLM's engine_kwargs, for batch and serving alike")
     processor: dict[str, Any] = Field(description="further fields of vLLMEngineProcessorConfig")
     serving: dict[str, Any] = Field(description="further fields of LLMConfig")
+    lora: dict[str, Any] = Field(description="further fields of its lora_config")
     worker_env: dict[str, str] = Field(description="environment variables of the engine's processes")
 
 
@@ -101,7 +102,7 @@ class Settings(BaseSettings):
         name = self.profile or ("gpu" if cluster.get("GPU") else "cpu")
         path = ROOT / "profiles" / f"{name}.yaml"
         try:
-            profile = Profile(name=name, **yaml.safe_load(path.read_text()))
+            profile = Profile(name=name, **read_yaml(path))
         except ValidationError as error:
             raise TutorialError(f"{path.name}: {_first(error)}") from None
         profile.model = self.model or profile.model
@@ -111,8 +112,26 @@ class Settings(BaseSettings):
             if wanted is not None:
                 setattr(profile.rows, split, wanted)
         if self.workers:
-            profile.processor["concurrency"] = self.workers
+            profile.processor["concurrency"] = min(self.workers, profile.processor["concurrency"])
         return profile
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file that holds a mapping of keys to values.
+
+    Raises:
+        TutorialError: it holds no YAML, naming the line, or something else than a mapping.
+        OSError: it cannot be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        raise TutorialError(
+            f"{path.name}: not YAML: line {error.problem_mark.line + 1}: {error.problem}"
+        ) from None
+    if not isinstance(content, dict):
+        raise TutorialError(f"{path.name}: not a mapping of keys to values")
+    return content
 
 
 def load(env_file: Path = ROOT / ".env") -> Settings:
@@ -160,14 +179,15 @@ def runtime_env(env_vars: dict[str, str]) -> dict[str, Any]:
 def check_fits(cluster: dict[str, float], workers: int, resources: dict[str, float]) -> None:
     """On a cluster of this machine alone, TutorialError if the training workers find no room there.
 
-    A cluster that was joined may grow when it is asked to, so there Ray Train waits instead.
+    A cluster that was joined may grow when it is asked to: there Ray Train waits, and this says for what.
     """
     for kind, each in resources.items():
-        if not joins_cluster() and workers * each > cluster.get(kind, 0):
-            raise TutorialError(
-                f"{workers} workers with {each:g} {kind} each need {workers * each:g} {kind}, "
-                f"this machine has {cluster.get(kind, 0):g}; set WORKERS to fewer"
-            )
+        if workers * each > cluster.get(kind, 0):
+            needed = f"{workers} workers with {each:g} {kind} each need {workers * each:g} {kind}"
+            if not joins_cluster():
+                here = f"this machine has {cluster.get(kind, 0):g}"
+                raise TutorialError(f"{needed}, {here}; set WORKERS to fewer")
+            print(f"{needed}, the cluster has {cluster.get(kind, 0):g}: waiting for more, or set WORKERS")
 
 
 def _first(error: ValidationError) -> str:

@@ -5,12 +5,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from tutorial import TutorialError
 from tutorial.meaning import Description
-from tutorial.settings import ROOT
+from tutorial.settings import ROOT, read_yaml
 
 
 class Columns(BaseModel):
@@ -59,18 +58,11 @@ def load(name: str) -> Task:
     """
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else ROOT / "tasks" / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TutorialError(f"{path.name}: not a mapping of keys to values")
-        return Task(name=path.stem, **content)
+        return Task(name=path.stem, **read_yaml(path))
     except OSError as error:
         known = ", ".join(sorted(p.stem for p in (ROOT / "tasks").glob("*.yaml")))
         raise TutorialError(
             f"TASK={name}: {error.strerror}; set TASK to one of {known}, or to a yaml file"
-        ) from None
-    except yaml.MarkedYAMLError as error:
-        raise TutorialError(
-            f"{path.name}: not YAML: line {error.problem_mark.line + 1}: {error.problem}"
         ) from None
     except ValidationError as error:
         found = error.errors()[0]
