@@ -1,5 +1,6 @@
 """`make run`: execute README.ipynb into out/README.ipynb, saying on the way which stage it is in."""
 
+import re
 import shutil
 import sys
 import tempfile
@@ -42,7 +43,7 @@ def main() -> None:
 
     def say_stage(cell, cell_index):
         heading = cell.source.splitlines()[0] if cell.source else ""
-        if cell.cell_type == "markdown" and heading.startswith("## "):
+        if cell.cell_type == "markdown" and re.match(r"## \d", heading):
             print(f"[{time.monotonic() - start:4.0f} s] {heading.removeprefix('## ')}", flush=True)
 
     try:
