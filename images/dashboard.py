@@ -3,8 +3,8 @@
     python -m images.dashboard
 
 Starts a Ray cluster with its dashboard on loopback, runs the notebook on it with the settings of the
-environment, and has headless Chromium photograph three pages, each while its stage is at work: the training
-workers, the batch stage's operators and the served application. Writes images/dashboard_*.png.
+environment, and has headless Chromium photograph two pages, each while its stage is at work: the training
+workers and the served application. (A job's page names the path of its Python.) Writes images/dashboard_*.png.
 """
 
 import os
@@ -23,16 +23,11 @@ ADDRESS, DASHBOARD = "127.0.0.1:6399", "http://127.0.0.1:8266"
 SIZE = "1300,900"
 
 
-def state(path: str) -> dict | list:
+def state(path: str) -> dict:
     """The answer of one of the dashboard's own addresses."""
     response = requests.get(DASHBOARD + path, timeout=30)
     response.raise_for_status()
     return response.json()
-
-
-def job() -> str:
-    """The id of the notebook's job, the newest."""
-    return max(each["job_id"] for each in state("/api/jobs/") if each["job_id"])
 
 
 def training() -> str | None:
@@ -40,13 +35,6 @@ def training() -> str | None:
     actors = state("/logical/actors")["data"]["actors"].values()
     workers = [each for each in actors if "RayTrainWorker" in each["actorClass"] and each["state"] == "ALIVE"]
     return "/#/actors" if len(workers) > 1 else None
-
-
-def batch() -> str | None:
-    """The page of the job, once one of its datasets has answered a row."""
-    datasets = state(f"/api/data/datasets/{job()}")["datasets"]
-    busy = any(each["state"] == "RUNNING" and each["progress"] > 0 for each in datasets)
-    return f"/#/jobs/{job()}" if busy else None
 
 
 def serving() -> str | None:
@@ -77,7 +65,7 @@ if __name__ == "__main__":
         run = subprocess.Popen(
             [sys.executable, "-m", "tutorial.run"], env=os.environ | {"RAY_ADDRESS": ADDRESS}
         )
-        for at_work in (training, batch, serving):
+        for at_work in (training, serving):
             while (page := at_work()) is None:
                 if run.poll() is not None:
                     sys.exit(f"the run ended before its stage {at_work.__name__!r} was seen")
