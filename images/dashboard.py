@@ -4,7 +4,8 @@
 
 Starts a Ray cluster with its dashboard on loopback, runs the notebook on it with the settings of the
 environment, and has headless Chromium photograph two pages, each while its stage is at work: the training
-workers and the served application. (A job's page names the path of its Python.) Writes images/dashboard_*.png.
+workers and the served application. A job's page is not among them: it names the path of its Python. Writes
+images/dashboard_*.png.
 """
 
 import os
