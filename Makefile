@@ -34,6 +34,7 @@ lint: .venv/.ready .venv-docs/.ready
 
 page: .venv/.ready
 	python -m tutorial.page
+	rm -rf images/outputs
 	jupyter nbconvert --to markdown --template-file docs/readme.md.j2 README.ipynb --output README --log-level WARN \
 	  --NbConvertApp.output_files_dir=images/outputs
 
