@@ -120,3 +120,13 @@ def test_the_results_are_those_of_the_outputs():
     assert json.dumps(results["stamp"], indent=2) in shown
     for stage, seconds in results["seconds"].items():
         assert re.search(rf"\| {stage} +\| {seconds:.0f} ", shown), stage
+
+
+def test_every_column_of_a_table_has_a_name():
+    """A screen reader would announce an empty one as nothing."""
+    tables = [
+        o.data["text/markdown"] for c in CODE for o in c.outputs if "text/markdown" in o.get("data", {})
+    ]
+    assert len(tables) > 5
+    for text in tables:
+        assert all(name.strip() for name in text.splitlines()[0].strip("|").split("|")), text.splitlines()[0]
