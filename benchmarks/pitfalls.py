@@ -4,8 +4,8 @@
 
 Trains once, with the settings of the environment, and asks the test rows three ways: as the notebook does;
 with the instruction in the user turn, where LLaMA-Factory's default puts it and most prompts do not; and
-sampled, with the temperature and top_p that Qwen2.5's generation_config has and vLLM takes where none is
-set. Prints exact match and writes it to benchmarks/pitfalls.json.
+sampled, with the temperature and top_p of Qwen2.5's generation_config, which `vllm serve` takes where none
+is set. Prints exact match and writes it to benchmarks/pitfalls.json.
 """
 
 import json

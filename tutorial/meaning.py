@@ -83,8 +83,8 @@ def parse(text: str) -> Meaning:
         ended = getattr(getattr(error, "token", None), "type", None) == "$END"
         allowed = error.allowed if isinstance(error, lark.UnexpectedCharacters) else error.expected
         expected = next(words for name, words in EXPECTED.items() if name in allowed)
-        column, found = (len(text), "the end") if ended else (error.pos_in_stream, None)
-        found = found or repr(text[column : column + 30])
+        column = len(text) if ended else error.pos_in_stream
+        found = repr(text[column : column + 30]) if text[column:] else "the end"
         raise ValueError(f"column {column + 1}: {expected} expected, not {found}") from None
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 
 from tutorial import TutorialError
-from tutorial.settings import ROOT
+from tutorial.settings import ROOT, read_yaml
 
 PAGE = ROOT / "README.ipynb"
 FIGURE = re.compile(r"[\w.,()-]+<!--=(?P<key>[^:>]+):(?P<format>[^>]*)-->")
@@ -66,14 +65,14 @@ def take(run: Path) -> None:
     """A run's outputs and results.json to the project's root; the prose stays as it is there.
 
     Raises:
-        TutorialError: the run was of other code cells, of another task or size than the page's, or failed.
+        TutorialError: the run was of other code cells, or of another task or size than the page's.
     """
     notebook, ran = (nbformat.read(path, as_version=4) for path in (PAGE, run / "README.ipynb"))
     if code_hash(ran) != code_hash(notebook):
         raise TutorialError(f"{run.name}/README.ipynb was made by other code cells; `make run` first")
     results = json.loads((run / "README.json").read_text(encoding="utf-8"))
     found = (results["task"], results["profile"], results["data"]["used"])
-    rows = yaml.safe_load((ROOT / "profiles" / "cpu.yaml").read_text(encoding="utf-8"))["rows"]
+    rows = read_yaml(ROOT / "profiles" / "cpu.yaml")["rows"]
     if found != ("viggo", "cpu", rows):
         raise TutorialError(f"{run.name}/README.ipynb is a run of {found}, not the page's; `make run` first")
     for cell, done in zip(_code(notebook), _code(ran), strict=True):

@@ -13,6 +13,8 @@ import csv
 import random
 from pathlib import Path
 
+from tutorial.meaning import Meaning, render
+
 GAMES = Path(__file__).with_name("games.csv")
 SIZES = {"train": 1500, "val": 120, "test": 240}
 PHRASINGS = 3  # sentences a meaning, as in ViGGO
@@ -84,12 +86,6 @@ EXTRAS = (
 )
 
 
-def render(function: str, attributes: dict[str, str]) -> str:
-    """The meaning representation as ViGGO writes it: `function(attribute[value, value], attribute[])`."""
-    listed = ", ".join(f"{a}[{attributes[a]}]" for a in ATTRIBUTES if a in attributes)
-    return f"{function}({listed})"
-
-
 def rows(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     """The sample's splits, `SIZES` rows each, as dictionaries of `instruction`, `input` and `output`."""
     with GAMES.open(encoding="utf-8", newline="") as file:
@@ -108,7 +104,8 @@ def _split(games: list[dict], size: int, rng: random.Random) -> list[dict[str, s
             want = size
         while len(found) < want:
             attributes = _meaning(function, rng.choice(games), rng)
-            output = render(function, attributes)
+            said = tuple((name, attributes[name]) for name in ATTRIBUTES if name in attributes)
+            output = render(Meaning(function, said))
             for _ in range(PHRASINGS):
                 sentence = _sentence(function, attributes, rng)
                 if len(found) < want:
