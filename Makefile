@@ -1,6 +1,7 @@
 # make run    run README.ipynb into out/README.ipynb        make lint   ruff over code and notebook
 # make test   run it small under nbmake, then the tests     make page   the last run becomes README.ipynb, README.md
 # make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
+# make slow   the tests that take minutes: small runs of the GPU benchmarks
 # make links  are the page's links to other sites alive?     make clean  delete out/ and the environments
 PYTHON ?= python3
 SHELL := /bin/bash
@@ -18,7 +19,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint page docs links locks clean
+.PHONY: run test slow lint page docs links locks clean
 run: .venv/.ready
 	python -m tutorial.run
 
@@ -27,6 +28,9 @@ test: .venv/.ready lint docs
 	TRAIN_ROWS=$${TRAIN_ROWS:-400} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	pytest -q
 	$(DOCS_BIN)/pytest -q --confcutdir=tests/browser tests/browser
+
+slow: .venv/.ready
+	pytest -q -m slow
 
 lint: .venv/.ready .venv-docs/.ready
 	ruff check --quiet . && ruff format --quiet --check .

@@ -1,0 +1,216 @@
+"""Latency and throughput of the service against `vllm serve`. From the project's root, where there is a GPU:
+
+    python -m benchmarks.serving
+
+README.ipynb's Serve app, built with the gpu profile and a candidate's switches, and `vllm serve` with the
+same engine options serve the same adapter and answer the same prompts, each answer as long as the row's own.
+vLLM's own `vllm bench serve` asks, in a process of its own: time to the first token (TTFT) and time per
+output token (TPOT), p50 and p99, and requests a second, at each number of concurrent requests. Prints a table
+and writes benchmarks/serving.json. What stands in brackets is relative to `vllm serve`.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+from benchmarks import common
+
+AT_ONCE = {"serving": {"experimental_configs": {"stream_batching_interval_ms": 0}}}  # 50 if not set
+HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+OPTIMIZED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+DIRECT = HAPROXY | {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"}  # it needs HAProxy
+VLLM = "vllm serve"
+CANDIDATES = {
+    VLLM: {},
+    "profile": {},
+    "no stream batching": AT_ONCE,
+    "no stream batching, HAProxy": AT_ONCE | {"env": HAPROXY},
+    "no stream batching, throughput": AT_ONCE | {"env": OPTIMIZED},
+    "no stream batching, HAProxy, throughput": AT_ONCE | {"env": HAPROXY | OPTIMIZED},
+    "direct streaming": {"env": DIRECT},
+    "direct streaming, throughput": {"env": DIRECT | OPTIMIZED},
+}
+MEASURES = ("p50_ttft_ms", "p99_ttft_ms", "p50_tpot_ms", "p99_tpot_ms", "request_throughput")
+
+
+def bench(url: str, name: str, model_path: Path, prompts: Path, args: argparse.Namespace) -> list[dict]:
+    """`vllm bench serve`, once for each number of concurrent requests."""
+    from vllm.benchmarks.serve import add_cli_args
+    from vllm.benchmarks.serve import main as bench_serve
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    options = FlexibleArgumentParser()
+    add_cli_args(options)
+    found = []
+    for level in args.levels:
+        command = f"""--backend openai-chat --base-url {url} --endpoint /v1/chat/completions --model {name}
+            --tokenizer {model_path} --dataset-name custom --dataset-path {prompts} --skip-chat-template
+            --custom-output-len -1 --ignore-eos --temperature 0 --num-prompts {args.each * max(level, 4)}
+            --max-concurrency {level} --num-warmups {level} --percentile-metrics ttft,tpot
+            --metric-percentiles 50,99 --disable-tqdm"""
+        with contextlib.redirect_stdout(said := io.StringIO()):
+            answered = bench_serve(options.parse_args(command.split()))
+        if answered["failed"] or not answered["completed"]:
+            raise RuntimeError(
+                f"{answered['failed']} of {level}'s requests failed: {said.getvalue()[-1000:]}"
+            )
+        found.append({"concurrency": level} | {key: answered[key] for key in MEASURES})
+    return found
+
+
+@contextlib.contextmanager
+def vllm_serve(args: argparse.Namespace, model_path: Path, adapter: Path) -> Iterator[str]:
+    """vLLM's server; the name to ask for."""
+    profile = common.profile(args, model_path, {})
+    with tempfile.TemporaryDirectory() as folder:
+        config, log = Path(folder, "engine.yaml"), Path(folder, "log")
+        engine = common.engine_kwargs(profile)
+        config.write_text(yaml.safe_dump({key.replace("_", "-"): value for key, value in engine.items()}))
+        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model_path)]
+        command += ["--config", str(config), "--host", "127.0.0.1", "--port", str(args.port)]
+        command += ["--lora-modules", f"{common.ADAPTER}={adapter}"]
+        with log.open("wb") as out:
+            server = subprocess.Popen(command, env=os.environ | profile.worker_env, stdout=out, stderr=out)
+        try:
+            while True:
+                with contextlib.suppress(requests.ConnectionError):
+                    if requests.get(f"http://127.0.0.1:{args.port}/health", timeout=5).ok:
+                        break
+                if server.poll() is not None:
+                    raise RuntimeError(f"vllm serve ended: {log.read_text(errors='replace')[-2000:]}")
+                time.sleep(0.5)
+            yield common.ADAPTER
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+@contextlib.contextmanager
+def ray_serve(args: argparse.Namespace, model_path: Path, adapter: Path, overrides: dict) -> Iterator[str]:
+    """The Serve app of the notebook's cell; the name to ask for."""
+    import ray
+    from ray import serve
+
+    from tutorial import quiet, results, settings
+    from tutorial import serving as tutorial_serving
+    from tutorial.storage import Storage
+
+    one = {"deployment_config": {"autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}}
+    profile = common.profile(args, model_path, {"serving": one | overrides.get("serving", {})})
+    engine, name = common.engine_kwargs(profile), f"{model_path.name}:{common.ADAPTER}"
+    if "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING" in os.environ:
+        # The requests go past the part of Ray Serve that fetches adapters: vLLM is told of it at its start.
+        from vllm.entrypoints.openai.models.protocol import LoRAModulePath
+
+        engine["lora_modules"] = [LoRAModulePath(name=name, path=str(adapter))]
+    store = Storage.open(None, "benchmark-serving")
+    common.publish(store, adapter)
+    names = {
+        "clock": results.Stopwatch(),
+        "config": settings.load().model_copy(update={"port": args.port}),
+        "engine_kwargs": engine,
+        "model_path": model_path,
+        "Path": Path,
+        "profile": profile,
+        "serving": tutorial_serving,
+        "store": store,
+    }
+    try:
+        ray.init(
+            runtime_env=settings.runtime_env(store.worker_env()),
+            log_to_driver=False,
+            logging_level="error",
+            **settings.local_cluster(),
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            common.execute(common.cell("app = build_openai_app("), names)
+        yield name
+    finally:
+        with quiet.shutdown():
+            serve.shutdown()
+            ray.shutdown()
+        store.close()
+
+
+def measure(
+    name: str, overrides: dict, args: argparse.Namespace, model_path: Path, adapter: Path
+) -> dict[str, Any]:
+    """Start one server, ask it, stop it."""
+    asks = [
+        (row["instruction"] + "\n" + row["input"], row["output"]) for row in common.rows(args.rows, args.data)
+    ]
+    server = (
+        vllm_serve(args, model_path, adapter)
+        if name == VLLM
+        else ray_serve(args, model_path, adapter, overrides)
+    )
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder, "prompts.jsonl")
+        lines = [
+            {"prompt": asked, "output_tokens": len(tokenizer(answer)["input_ids"])} for asked, answer in asks
+        ]
+        prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        start = time.monotonic()
+        with server as served:
+            ready_s = time.monotonic() - start
+            url = f"http://127.0.0.1:{args.port}"
+            levels = common.alone(bench, url, served, model_path, prompts, args)
+    return {"ready_s": ready_s, "levels": levels}
+
+
+def table(found: dict[str, dict]) -> list[dict]:
+    """The rows of the table; what is relative to `vllm serve` is worked out here."""
+    vllm = {level["concurrency"]: level for level in found.get(VLLM, {}).get("levels", [])}
+    shown = []
+    for name, each in found.items():
+        for level in each.get("levels", []):
+            base = vllm.get(level["concurrency"])
+            level["of_vllm"] = {key: level[key] / base[key] for key in MEASURES} if base else None
+            shown.append(
+                {"concurrent": level["concurrency"], "candidate": name}
+                | {
+                    key: f"{level[key]:.4g}" + (f" ({level['of_vllm'][key]:.2f})" if base else "")
+                    for key in MEASURES
+                }
+            )
+    return sorted(shown, key=lambda row: row["concurrent"])
+
+
+def main() -> None:
+    """Measure the candidates of the command line."""
+    options = common.parser(__doc__, __file__, CANDIDATES)
+    options.add_argument("--levels", type=int, nargs="+", default=[1, 8, 32, 128], help="concurrent requests")
+    options.add_argument("--each", type=int, default=8, help="requests for each that is concurrent")
+    options.add_argument("--rows", type=int, default=1083, help="prompts, as many as ViGGO's test rows")
+    options.add_argument("--port", type=int, default=8000)
+    args = common.parse(options, CANDIDATES)
+
+    from tutorial.serving import check_port
+
+    check_port(args.port)
+    model_path, adapter = common.prepare(args.model)
+
+    def run(name: str, overrides: dict) -> dict[str, Any]:
+        # In a process of its own: Ray Serve reads its switches from the environment when it is imported.
+        return common.alone(measure, name, overrides, args, model_path, adapter, env=overrides.get("env", {}))
+
+    common.run(args, run, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Training speed, memory and loss of a recipe's settings. From the project's root, on a machine with a GPU:
+
+    python -m benchmarks.train
+
+Runs README.ipynb's cell with `train_loop` (Ray Train, LLaMA-Factory) once for each candidate: the overrides
+of its name laid over lora_sft_ray.yaml, for some seconds after the first steps. Prints a table and writes
+benchmarks/train.json: samples and tokens a second (tokens of the rows, no padding), peak memory, the share of
+the bf16 matrix limit, and the loss after as many samples as all candidates have seen, which is the mean over
+the second half of them. The learning rate is constant, so that a run that is cut by time is at the same rate
+at the same sample.
+
+The share counts 4 FLOP per token and parameter of the matrix products, which the input embedding is not:
+forward and backward through frozen weights; what checkpointing computes again is not counted. The limit is
+that of large matrix products, measured at the start.
+"""
+
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+
+NO_CHECKPOINTS = {"disable_gradient_checkpointing": True}
+PACKED = {"packing": True, "cutoff_len": 2048}
+LIGER = {"enable_liger_kernel": True}
+
+
+def batch(size: int) -> dict[str, int]:
+    """The overrides of a micro-batch without accumulation."""
+    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": 1}
+
+
+# The order in which they are worth the time, for --minutes.
+CANDIDATES = {
+    "ancestor": {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+        "disable_gradient_checkpointing": False,
+        "cutoff_len": 2048,
+    },
+    "recipe": {},
+    "packed 4": batch(4) | PACKED | NO_CHECKPOINTS,
+    "packed 4, liger": batch(4) | PACKED | NO_CHECKPOINTS | LIGER,
+    "packed 8, liger": batch(8) | PACKED | NO_CHECKPOINTS | LIGER,
+    "batch 32": batch(32) | NO_CHECKPOINTS,
+    "batch 32, liger": batch(32) | NO_CHECKPOINTS | LIGER,
+    "neat packed 4, liger": batch(4) | PACKED | NO_CHECKPOINTS | LIGER | {"neat_packing": True},
+    "packed 1": batch(1) | PACKED | NO_CHECKPOINTS,
+    "packed 1, liger": batch(1) | PACKED | NO_CHECKPOINTS | LIGER,
+    "packed 1, checkpoints, liger": batch(1) | PACKED | LIGER,
+    "packed 2, checkpoints, liger": batch(2) | PACKED | LIGER,
+    "packed 4, checkpoints, liger": batch(4) | PACKED | LIGER,
+    "batch 8, checkpoints, liger": batch(8) | LIGER,
+    "batch 16, checkpoints, liger": batch(16) | LIGER,
+    "packed 4, fa2": batch(4) | PACKED | NO_CHECKPOINTS | {"flash_attn": "fa2"},
+    "packed 4, loaders": batch(4) | PACKED | NO_CHECKPOINTS | {"dataloader_num_workers": 4},
+}
+SAME_FOR_ALL = {
+    "num_train_epochs": 1000.0,  # the seconds end it
+    "lr_scheduler_type": "constant",
+    "warmup_ratio": 0.0,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "report_to": "none",
+    "logging_steps": 1,
+    "dataloader_drop_last": True,
+}
+
+
+def matrix_limit(size: int) -> float:
+    """FLOP a second of a bf16 matrix product on random data, median of 20."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    seconds = []
+    for _ in range(25):
+        start = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds[5:])
+
+
+def tokens_per_row(rows: list[dict[str, str]], model_path: Path) -> float:
+    """The mean length of a row under the chat template, with its answer."""
+    from transformers import AutoTokenizer
+
+    from tutorial import data
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    said = [[*data.messages(row), {"role": "assistant", "content": row["output"]}] for row in rows]
+    return statistics.mean(map(len, tokenizer.apply_chat_template(said, return_dict=False)))
+
+
+def train(recipe_args: dict, ray_args: dict, data_uri: str, folder: Path, meter: partial) -> dict[str, Any]:
+    """Run the notebook's cell; what its last report says."""
+    import ray
+
+    from tutorial import storage
+
+    loop, rest = common.cell("def train_loop").split("\ntrainer = ")
+    names = {
+        "json": json,
+        "shutil": shutil,
+        "tempfile": tempfile,
+        "Path": Path,
+        "ray": ray,
+        "storage": storage,
+        "llamafactory_args": recipe_args,
+        "ray_args": ray_args,
+        "data_uri": data_uri,
+        "store": storage.Storage(root=str(folder), run_name="run"),
+    }
+    common.execute(loop, names)
+    names["RayTrainReportCallback"] = meter  # train_loop makes one, and hands it to LLaMA-Factory
+    common.execute(f"trainer = {rest}", names)
+    return names["result"].metrics
+
+
+def table(found: dict[str, dict], limit: float, tokens: float, workers: int) -> list[dict]:
+    """Work out what depends on all candidates, and the rows of the table."""
+    done = {name: each for name, each in found.items() if "failed" not in each}
+    samples = min((each["losses"][-1][0] for each in done.values()), default=0)
+    first = next(iter(done.values()), {})
+    shown = []
+    for name, each in done.items():
+        seen = [loss for sample, loss in each["losses"] if samples / 2 < sample <= samples]
+        each["tokens_per_s"] = each["samples_per_s"] * tokens
+        each["share_of_limit"] = 4 * each["parameters"] * each["tokens_per_s"] / limit / workers
+        each["loss"] = {"samples": samples, "mean": statistics.mean(seen) if seen else None}
+        shown.append(
+            {
+                "candidate": name,
+                "samples/s": each["samples_per_s"],
+                f"over {next(iter(done))}": each["samples_per_s"] / first["samples_per_s"],
+                "tokens/s": round(each["tokens_per_s"]),
+                "of the limit": f"{each['share_of_limit']:.1%}",
+                "GiB, PyTorch": each.get("torch_gib"),
+                "GiB, GPU": each.get("device_gib"),
+                f"loss at {samples}": each["loss"]["mean"],
+                "attention": each["attention"],
+            }
+        )
+    return shown
+
+
+def main() -> None:
+    """Measure the candidates of the command line."""
+    options = common.parser(__doc__, __file__, CANDIDATES)
+    options.add_argument("--seconds", type=float, default=15, help="to measure each candidate for")
+    options.add_argument("--warmup", type=int, default=5, help="steps before that")
+    options.add_argument("--rows", type=int, default=5103, help="as many as ViGGO has")
+    options.add_argument("--workers", type=int, default=1, help="Ray Train workers, one a GPU")
+    options.add_argument(
+        "--memory-gib", type=float, help="the most that PyTorch may take: a 24 GB L4 has 22 at most"
+    )
+    args = common.parse(options, CANDIDATES)
+
+    import ray
+
+    from benchmarks.meter import Meter
+    from tutorial import data, recipe, settings
+
+    model_path, _ = common.prepare(args.model)
+    limit = common.alone(matrix_limit, 512 if args.small else 8192)
+    rows = common.rows(args.rows, args.data)
+    tokens = tokens_per_row(rows, model_path)
+    print(f"bf16 matrix limit {limit / 1e12:.3g} TFLOP/s, {tokens:.0f} tokens a row", flush=True)
+
+    base, ray_args = recipe.load(
+        settings.ROOT / ("lora_sft_ray_cpu.yaml" if args.small else "lora_sft_ray.yaml")
+    )
+    del base["eval_dataset"]
+    base |= SAME_FOR_ALL | {"model_name_or_path": str(model_path)}
+    ray_args |= {"num_workers": args.workers, "max_failures": 0, "num_to_keep": 1}
+    meter = partial(Meter, args.rows, args.seconds, args.warmup, args.memory_gib)
+    ray.init(
+        runtime_env=settings.runtime_env({}),
+        log_to_driver=False,
+        logging_level="error",
+        **settings.local_cluster(),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        data.write({"train": rows}, Path(scratch, "data"))
+
+        def measure(name: str, overrides: dict) -> dict[str, Any]:
+            folder = Path(tempfile.mkdtemp(dir=scratch))
+            return train(base | overrides, ray_args, f"{scratch}/data", folder, meter)
+
+        args.limit_tflops, args.tokens_per_row = limit / 1e12, tokens
+        common.run(args, measure, lambda found: table(found, limit, tokens, args.workers))
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

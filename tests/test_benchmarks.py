@@ -1,0 +1,74 @@
+"""The benchmarks that want a GPU: their command lines, and a small run of each on the CPU."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def run(name, *options, returncode=0):
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == returncode, done.stderr[-3000:]
+    return done
+
+
+def small(name, tmp_path, *options):
+    """What the small run wrote, and what it printed."""
+    path = tmp_path / "out.json"
+    shown = run(name, "--small", "--out", str(path), *options).stdout
+    written = json.loads(path.read_text())
+    assert written["stamp"]["packages"]["ray"]
+    return written["candidates"], shown
+
+
+@pytest.mark.parametrize("name", ["train", "batch", "serving"])
+def test_help_says_what_is_measured_and_names_the_candidates(name):
+    shown = run(name, "--help").stdout
+    assert f"benchmarks/{name}.json" in shown
+    assert "candidates:" in shown
+
+
+def test_a_missing_gpu_is_one_line(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert len(run("train", returncode=1).stderr.strip().splitlines()) == 1
+
+
+def test_a_candidate_that_is_not_known():
+    assert "no candidate nine; known: ancestor" in run("train", "--candidates", "nine", returncode=2).stderr
+
+
+def test_train_goes_on_after_a_candidate_that_fails(tmp_path):
+    more = "packed: {packing: true, disable_gradient_checkpointing: true}"
+    options = ["--seconds", "1", "--warmup", "1", "--try", "broken: {no_such_key: 1}", "--try", more]
+    found, shown = small("train", tmp_path, *options, "--candidates", "broken", "ancestor", "packed")
+    assert "no_such_key" in found["broken"]["failed"]
+    assert found["ancestor"]["checkpointing"]
+    assert not found["packed"]["checkpointing"]
+    for name in ("ancestor", "packed"):
+        assert found[name]["tokens_per_s"] > found[name]["samples_per_s"] > 0
+        assert 0 < found[name]["share_of_limit"] < 1
+        assert found[name]["loss"]["mean"] > 0
+        assert name in shown
+
+
+@pytest.mark.slow
+def test_batch(tmp_path):
+    options = ["--tokens", "4", "--candidates", "plain vLLM", "profile"]
+    found, shown = small("batch", tmp_path, *options)
+    assert found["profile"]["rows_per_s"] == pytest.approx(96 / found["profile"]["seconds"])
+    assert found["profile"]["over_plain"] > 0
+    assert "plain vLLM" in shown
+
+
+@pytest.mark.slow
+def test_serving(tmp_path):
+    options = ["--levels", "1", "2", "--each", "1", "--port", "8123"]
+    found, _ = small("serving", tmp_path, *options, "--candidates", "vllm serve", "no stream batching")
+    for each in found.values():
+        assert [level["concurrency"] for level in each["levels"]] == [1, 2]
+        assert all(level["p50_ttft_ms"] > 0 and level["request_throughput"] > 0 for level in each["levels"])
+    assert found["no stream batching"]["levels"][0]["of_vllm"]
