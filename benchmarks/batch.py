@@ -16,19 +16,25 @@ from typing import Any
 
 from benchmarks import common
 
-STAGES = ("chat_template_stage", "tokenize_stage", "detokenize_stage")
-ENGINE_DOES_IT = {stage: {"enabled": False} for stage in STAGES[1:]}  # it tokenizes where it gets text
+# What `LLM` takes by itself on a GPU of 70 GiB or more. Ray Data's engine takes 128 and 2048 there and on any
+# other: vLLM's defaults depend on who asks (vllm.engine.arg_utils, get_batch_defaults).
+LARGE = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
+BATCH = {"batch_size": 256}  # eight at a time: twice what the engine takes
+ENGINE_TOKENIZES = {"tokenize_stage": {"enabled": False}, "detokenize_stage": {"enabled": False}}
 CANDIDATES = {
     "plain vLLM": {"plain": True},
     "profile": {},
-    "batch 256": {"processor": {"batch_size": 256}},
-    "batch 256, engine tokenizes": {"processor": {"batch_size": 256} | ENGINE_DOES_IT},
-    "plain vLLM, 1024 sequences": {"plain": True, "engine": {"max_num_seqs": 1024}},
-    "batch 256, 1024 sequences": {"processor": {"batch_size": 256}, "engine": {"max_num_seqs": 1024}},
-    "batch 64, 32 at a time": {"processor": {"max_concurrent_batches": 32}},
-    "blocks of a batch": {"processor": {"batch_size": 256}, "rows_per_block": 256},
-    "no prefix caching": {"engine": {"enable_prefix_caching": False}},
+    "large": {"engine": LARGE},
+    "large, batch 256": {"engine": LARGE, "processor": BATCH},
+    "large, batch 256, engine tokenizes": {"engine": LARGE, "processor": BATCH | ENGINE_TOKENIZES},
+    "large, batch 256, blocks of 256": {"engine": LARGE, "processor": BATCH, "rows_per_block": 256},
+    "large, 32 batches of 64": {"engine": LARGE, "processor": {"max_concurrent_batches": 32}},
+    "large, batch 256, no metrics": {"engine": LARGE, "processor": BATCH | {"log_engine_metrics": False}},
     "plain vLLM, no prefix caching": {"plain": True, "engine": {"enable_prefix_caching": False}},
+    "large, batch 256, no prefix caching": {
+        "engine": LARGE | {"enable_prefix_caching": False},
+        "processor": BATCH,
+    },
 }
 
 

@@ -218,7 +218,7 @@ def _make(name: str, real: Path, folder: Path) -> None:
     adapter = LoraConfig(
         r=RANK,
         lora_alpha=16,
-        target_modules="all-linear",
+        target_modules="q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(),
         init_lora_weights=False,  # B is not zero, as after training
         task_type="CAUSAL_LM",
     )
