@@ -142,13 +142,14 @@ def run(args: argparse.Namespace, measure: Callable[[str, dict], dict], show: Ca
 
 
 def reason(error: Exception) -> str:
-    """One line of an error: that memory ran out, or the last line, where a traceback ends."""
-    text = str(error)
-    if "OutOfMemoryError" in text or "out of memory" in text:
+    """One line of an error: that memory ran out, or its last line, where a traceback ends."""
+    # Ray Train's own text is cut, in the middle of the long message with which PyTorch says so.
+    error = next(iter(getattr(error, "worker_failures", {}).values()), error)
+    if "out of memory" in str(error):
         return "out of memory"
     if isinstance(error, TutorialError):
         return one_line(error)
-    return f"{type(error).__name__}: {(text.strip().splitlines() or [''])[-1]}"[:300]
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"[:300]
 
 
 def machine() -> dict[str, float]:
