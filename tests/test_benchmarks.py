@@ -41,6 +41,7 @@ def test_a_candidate_that_is_not_known():
     assert "no candidate nine; known: ancestor" in run("train", "--candidates", "nine", returncode=2).stderr
 
 
+@pytest.mark.slow
 def test_train_goes_on_after_a_candidate_that_fails(tmp_path):
     more = "packed: {packing: true, disable_gradient_checkpointing: true}"
     options = ["--seconds", "1", "--warmup", "1", "--try", "broken: {no_such_key: 1}", "--try", more]
