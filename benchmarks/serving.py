@@ -78,7 +78,7 @@ def vllm_serve(args: argparse.Namespace, model_path: Path, adapter: Path) -> Ite
         config, log = Path(folder, "engine.yaml"), Path(folder, "log")
         engine = common.engine_kwargs(profile)
         config.write_text(yaml.safe_dump({key.replace("_", "-"): value for key, value in engine.items()}))
-        # What `vllm serve` starts; the command itself asks for a package called vllm, which the CPU build is not.
+        # What `vllm serve` starts; the command itself asks for a package `vllm`, which the CPU build is not.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path)]
         command += ["--config", str(config), "--host", "127.0.0.1", "--port", str(args.port)]
         command += ["--lora-modules", f"{common.ADAPTER}={adapter}"]
