@@ -1,7 +1,7 @@
 # make run    run README.ipynb into out/README.ipynb        make lint   ruff over code and notebook
 # make test   run it small under nbmake, then the tests     make page   the last run becomes README.ipynb, README.md
 # make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
-# make slow   the tests that take minutes: small runs of the GPU benchmarks
+# make slow   small runs of the GPU benchmarks              make test-faults  cause each fault of the notebook's table
 # make links  are the page's links to other sites alive?     make clean  delete out/ and the environments
 PYTHON ?= python3
 SHELL := /bin/bash
@@ -19,7 +19,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test slow lint page docs links locks clean
+.PHONY: run test test-faults slow lint page docs links locks clean
 run: .venv/.ready
 	python -m tutorial.run
 
@@ -31,6 +31,10 @@ test: .venv/.ready lint docs
 
 slow: .venv/.ready
 	pytest -q -m slow
+
+# What they saw is the table of the page's stage 7.
+test-faults: .venv/.ready
+	timeout 1800 pytest -q -m faults --faults-json benchmarks/faults.json
 
 lint: .venv/.ready .venv-docs/.ready
 	ruff check --quiet . && ruff format --quiet --check .

@@ -27,3 +27,7 @@ def results():
     path = ROOT / "out" / "results.json"
     assert path.is_file(), "out/results.json is missing: run the notebook first (make test does)"
     return json.loads(path.read_text())
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults-json", help="where tests/faults writes what it saw")

@@ -223,7 +223,7 @@ def test_a_bucket_of_the_users_own_is_read_beside_the_runs_server(store, tmp_pat
     assert load("s3://rows/mine") == rows  # and so when it has stopped
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["folder", "gzip", "website", "s3"])
 def test_a_large_file_is_read_in_little_memory(tmp_path, website, store, kind):
     """200 MB in rows of 20 kB: read, and drawn from."""

@@ -23,7 +23,7 @@ CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 SOURCES = [cell.source for cell in CODE]
 SOURCES += [path.read_text(encoding="utf-8") for pattern in FILES for path in ROOT.glob(pattern)]
 WORDS = set(re.findall(r"\w+", "\n".join(SOURCES)))
-MAKE = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+MAKE = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 MODULES = list((ROOT / "tutorial").glob("*.py"))
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 # Named, and not ours to have: commands and kinds of platforms that are not installed here.

@@ -8,6 +8,13 @@ def test_every_row_comes_back(results):
     assert results["batch"]["rows_in"] == len(results["batch"]["scores"]) * results["data"]["used"]["test"]
 
 
+def test_a_worker_was_killed_and_the_run_went_on(results):
+    training, fault = results["training"], results["training"]["fault"]
+    assert training["steps"] == training["steps_planned"]
+    assert 1 < fault["resumed"]["step"] <= fault["killed"]["step"] < training["steps"]
+    assert fault["resumed"]["time"] > fault["killed"]["time"]
+
+
 def test_the_loss_fell(results):
     loss = results["training"]["loss"]
     assert loss[-1] < 0.3 * loss[0]

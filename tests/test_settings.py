@@ -85,12 +85,13 @@ def two_machines():
     cluster.shutdown()
 
 
-def test_several_machines_need_a_folder_that_all_see(two_machines, monkeypatch, tmp_path):
+def test_several_machines_see_a_folder_that_is_set(two_machines, monkeypatch, tmp_path):
     monkeypatch.setenv("SHARED_DIR", str(tmp_path))
     assert settings.load(NO_FILE).shared_folder() == tmp_path
+    assert settings.load(NO_FILE).all_see_shared_folder(ray.nodes())
     monkeypatch.delenv("SHARED_DIR")
-    with pytest.raises(TutorialError, match=r"^SHARED_DIR: the cluster has 2 machines; set a folder"):
-        settings.load(NO_FILE).shared_folder()
+    assert not settings.load(NO_FILE).all_see_shared_folder(ray.nodes())
+    assert settings.load(NO_FILE).all_see_shared_folder(ray.nodes()[:1])
 
 
 def test_more_workers_than_the_machine_has_room_for(monkeypatch, tmp_path):

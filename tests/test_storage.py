@@ -171,7 +171,7 @@ def doomed(tmp_path):
     opened.close()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_an_endpoint_gone_half_way_is_named_and_no_file_is_lost(doomed, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PATIENCE_S", 1)
     doomed.publish(adapter, "adapters/a", FILES)
@@ -196,7 +196,7 @@ def test_an_endpoint_gone_half_way_is_named_and_no_file_is_lost(doomed, adapter,
     )
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_an_endpoint_that_comes_back_is_waited_for(doomed, adapter):
     first = doomed.server._process
     first.kill()
@@ -215,7 +215,7 @@ def test_an_endpoint_that_comes_back_is_waited_for(doomed, adapter):
         second.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_an_endpoint_that_falls_silent_half_way(doomed, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PATIENCE_S", 1)
     monkeypatch.setitem(storage.TIME_LIMITS, "request_timeout", 1)

@@ -66,14 +66,10 @@ class S3Server:
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        port = self.endpoint.rsplit(":", 1)[1]
-        command = f"""weed mini -dir={folder} -ip=127.0.0.1 -ip.bind=127.0.0.1 -s3.port={port}
-            -bucket={BUCKET} -s3.autoCreateBucket=false -s3.port.iceberg=0 -s3.port.lance=0
-            -webdav=false -admin.ui=false -master.telemetry=false"""
         self.log = folder / "weed.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                command.split(),
+                server_command(folder, self.endpoint, BUCKET),
                 env=os.environ | self.env,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -408,6 +404,15 @@ def file_system(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         make, (options,) = files.__reduce__()
         files = make(options | TIME_LIMITS)
     return files, path
+
+
+def server_command(folder: Path, endpoint: str, bucket: str) -> list[str]:
+    """The command of an S3 server at an endpoint, `http://<address>:<port>`; its keys are those of the
+    environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)."""
+    host, port = endpoint.removeprefix("http://").split(":")
+    return f"""{shutil.which("weed")} mini -dir={folder} -ip={host} -ip.bind={host} -s3.port={port}
+        -bucket={bucket} -s3.autoCreateBucket=false -s3.port.iceberg=0 -s3.port.lance=0
+        -webdav=false -admin.ui=false -master.telemetry=false""".split()
 
 
 def _differ(ours: Path, theirs: str, files: pyarrow.fs.FileSystem) -> bool:
