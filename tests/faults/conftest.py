@@ -61,7 +61,7 @@ class Run:
         """Poll until `what()` is true and return it; fail where the program ends before."""
         start = time.monotonic()
         while not (found := what()):
-            assert self.process.poll() is None, f"it ended: {self.said()[-3000:]}"
+            assert self.process.poll() is None or what(), f"it ended: {self.said()[-3000:]}"
             assert time.monotonic() - start < timeout_s, f"nothing after {timeout_s} s: {self.said()[-3000:]}"
             time.sleep(0.2)
         return found

@@ -10,9 +10,12 @@ import pytest
 from tests import drive as cells
 
 ROWS = 32
-SMALL_BATCHES = "profile.processor['batch_size'] = 4"  # eight files of answers
-SHORT = "task.max_tokens = 16"
-BATCH = [*cells.BATCH[:4], SMALL_BATCHES, SHORT, *cells.BATCH[4:]]
+# Files of four answers each, four answered at a time: the stage lasts long enough to be hurt half way.
+BY_FOURS = """
+profile.processor["batch_size"] = profile.engine["max_num_seqs"] = 4
+task.max_tokens = 48
+"""
+BATCH = [*cells.BATCH[:4], BY_FOURS, *cells.BATCH[4:]]
 POISON = """
 for number, bad in ((3, ""), (5, None), (9, "word " * 3000)):
     used["test"][number] = used["test"][number] | {"input": bad}

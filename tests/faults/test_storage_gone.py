@@ -73,8 +73,8 @@ def test_while_training(drive, s3, seen, tmp_path):
 
 def test_while_answering(drive, s3, seen):
     server, env, client = s3
-    slow = ["profile.processor['batch_size'] = 4", "task.max_tokens = 16"]
-    cells_ = [*cells.BATCH[:4], *slow, *cells.BATCH[4:]]
+    by_fours = "profile.processor['batch_size'] = profile.engine['max_num_seqs'] = 4"
+    cells_ = [*cells.BATCH[:4], by_fours, *cells.BATCH[4:]]
     run = drive(cells_, RUN_NAME="gone", TEST_ROWS="32", **env)
     run.wait_for(lambda: files(client, "gone/answers/"))
     server.kill()
