@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -131,15 +132,19 @@ def main() -> None:
         def start(name: str) -> dict[str, Any]:
             """One candidate in a process of its own, with a Ray of its own."""
             place = Path(folder, str(numbers[name]))
+            time.sleep(10 * (numbers[name] % args.at_once))  # their S3 servers look for free ports
             (place / "r").mkdir(parents=True)  # short: Ray makes sockets there, whose paths have a limit
             port = str(args.port + numbers[name])
             env = os.environ | own | {"PORT": port, "RAY_TMPDIR": str(place / "r")}
             engine = SHARE if args.at_once > 1 and not args.small else {}
             given = yaml.safe_dump([args.candidates[name], str(place), engine])
             command = [sys.executable, "-c", "from benchmarks import accuracy; accuracy.child()"]
-            done = subprocess.run(
-                command, env=env, cwd=ROOT, input=given, capture_output=True, text=True, check=False
-            )
+            for _ in range(3):
+                done = subprocess.run(
+                    command, env=env, cwd=ROOT, input=given, capture_output=True, text=True, check=False
+                )
+                if "local S3 server ended" not in done.stderr:  # another one took the same port
+                    break
             if done.returncode:
                 print(done.stderr[-5000:], file=sys.stderr, flush=True)
                 raise RuntimeError(done.stderr)

@@ -9,8 +9,9 @@ evaluation before the first step, the share of the bf16 matrix limit, and the lo
 all candidates have seen, which is the mean over the second half of them. The learning rate is constant, so
 that a run that is cut by time is at the same rate at the same sample.
 
-Two keys of a candidate are not LLaMA-Factory's: `workers` of Ray Train, and `input_casts`, false where PEFT's
-casts of the adapters' inputs to float32 and back are left out.
+Three keys of a candidate are not LLaMA-Factory's: `workers` of Ray Train; `memory_gib`, the most that PyTorch
+may take (a 24 GB L4 has 22 in all); and `input_casts`, false where PEFT's casts of the adapters' inputs to
+float32 and back are left out.
 
 The share counts 4 FLOP per token and parameter of the matrix products, which the input embedding is not:
 forward and backward through frozen weights; what checkpointing computes again is not counted. The limit is
@@ -33,6 +34,7 @@ PACKED = {"packing": True, "cutoff_len": 2048, "per_device_eval_batch_size": 1}
 HALF = PACKED | {"cutoff_len": 1024}  # about four rows of ViGGO
 LIGER = {"enable_liger_kernel": True}
 NO_CASTS = {"input_casts": False}
+L4 = {"memory_gib": 21}  # beside what CUDA itself takes
 
 
 def batch(size: int, accumulation: int = 1, rate: float = 2e-4) -> dict[str, Any]:
@@ -66,22 +68,20 @@ CANDIDATES = {
     "packed 4, liger, pure bf16": batch(4) | PACKED | NO_CHECKPOINTS | LIGER | {"pure_bf16": True},
     "packed 4, compiled": batch(4) | PACKED | NO_CHECKPOINTS | {"torch_compile": True},
     "packed 4, fa2": batch(4) | PACKED | NO_CHECKPOINTS | {"flash_attn": "fa2"},
-    "packed 4, liger, no casts, two workers": (
-        batch(4, rate=8e-4) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS | {"workers": 2}
-    ),
-    # For 24 GB, where the activations of 2,048 tokens have no room without checkpoints.
-    "packed 1 of 1024, liger": batch(1, 2) | HALF | NO_CHECKPOINTS | LIGER,
-    "packed 1 of 1024, liger, no casts": batch(1, 2) | HALF | NO_CHECKPOINTS | LIGER | NO_CASTS,
-    "packed 1 of 1024, liger, no casts, two workers": (
-        batch(1, 2) | HALF | NO_CHECKPOINTS | LIGER | NO_CASTS | {"workers": 2}
-    ),
-    "packed 1, checkpoints": batch(1) | PACKED,
-    "packed 1, checkpoints, liger": batch(1) | PACKED | LIGER,
-    "packed 2, checkpoints, liger": batch(2) | PACKED | LIGER,
-    "packed 4, checkpoints, liger": batch(4) | PACKED | LIGER,
-    "packed 4, checkpoints, liger, no casts": batch(4, rate=8e-4) | PACKED | LIGER | NO_CASTS,
-    "batch 8, checkpoints, liger": batch(8) | LIGER,
+    # As a 24 GB L4 has it: the activations of 2,048 tokens have no room without checkpoints.
+    "21 GiB, packed 1 of 1024, liger, no casts": batch(1, 2) | HALF | NO_CHECKPOINTS | LIGER | NO_CASTS | L4,
+    "21 GiB, packed 1 of 1024, liger": batch(1, 2) | HALF | NO_CHECKPOINTS | LIGER | L4,
+    "21 GiB, packed 1, checkpoints": batch(1) | PACKED | L4,
+    "21 GiB, packed 1, checkpoints, liger": batch(1) | PACKED | LIGER | L4,
+    "21 GiB, packed 4, checkpoints, liger": batch(4, rate=8e-4) | PACKED | LIGER | L4,
+    "21 GiB, packed 4, checkpoints, liger, no casts": batch(4, rate=8e-4) | PACKED | LIGER | NO_CASTS | L4,
+    "21 GiB, batch 8, checkpoints, liger": batch(8) | LIGER | L4,
 }
+for _workers in (2, 4):
+    CANDIDATES |= {
+        f"{_name}, {_workers} workers": CANDIDATES[_name] | {"workers": _workers}
+        for _name in ("ancestor", "packed 4, liger, no casts", "packed 1, liger, no casts")
+    }
 SAME_FOR_ALL = {
     "num_train_epochs": 1000.0,  # the seconds end it
     "lr_scheduler_type": "constant",
@@ -183,9 +183,6 @@ def main() -> None:
     options.add_argument("--warmup", type=int, default=5, help="steps before that")
     options.add_argument("--rows", type=int, default=5103, help="as many as ViGGO has")
     options.add_argument("--workers", type=int, default=1, help="Ray Train workers, one a GPU")
-    options.add_argument(
-        "--memory-gib", type=float, help="the most that PyTorch may take: a 24 GB L4 has 22 at most"
-    )
     args = common.parse(options, CANDIDATES)
 
     import ray
@@ -210,7 +207,6 @@ def main() -> None:
         seconds=args.seconds,
         samples=args.samples,
         warmup=args.warmup,
-        memory_gib=args.memory_gib,
     )
     ray.init(
         runtime_env=settings.runtime_env({}),
@@ -224,7 +220,8 @@ def main() -> None:
         def measure(name: str, overrides: dict) -> dict[str, Any]:
             recipe_args = base | overrides
             workers = recipe_args.pop("workers", args.workers)
-            measuring = partial(meter, input_casts=recipe_args.pop("input_casts", True))
+            casts, memory = recipe_args.pop("input_casts", True), recipe_args.pop("memory_gib", None)
+            measuring = partial(meter, input_casts=casts, memory_gib=memory)
             folder = Path(tempfile.mkdtemp(dir=scratch))
             ray_section = ray_args | {"num_workers": workers}
             found = train(recipe_args, ray_section, f"{scratch}/data", folder, measuring)
