@@ -58,9 +58,9 @@ CANDIDATES = {
     "packed 4, liger": batch(4) | PACKED | NO_CHECKPOINTS | LIGER,
     "packed 4, liger, no casts": batch(4, rate=8e-4) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS,
     "packed 8, liger, no casts": batch(8, rate=8e-4) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS,
-    "packed 2, liger, no casts": batch(2, rate=4e-4) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS,
-    "packed 1, liger, no casts": batch(1) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS,
-    "packed 1, liger": batch(1) | PACKED | NO_CHECKPOINTS | LIGER,
+    "packed 2, liger, no casts": batch(2, rate=6e-4) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS,
+    "packed 1, liger, no casts": batch(1, rate=3e-4) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS,
+    "packed 1, liger": batch(1, rate=3e-4) | PACKED | NO_CHECKPOINTS | LIGER,
     "batch 32": batch(32) | NO_CHECKPOINTS,
     "batch 32, liger": batch(32) | NO_CHECKPOINTS | LIGER,
     "neat packed 4, liger": batch(4) | PACKED | NO_CHECKPOINTS | LIGER | {"neat_packing": True},
@@ -69,8 +69,10 @@ CANDIDATES = {
     "packed 4, compiled": batch(4) | PACKED | NO_CHECKPOINTS | {"torch_compile": True},
     "packed 4, fa2": batch(4) | PACKED | NO_CHECKPOINTS | {"flash_attn": "fa2"},
     # As a 24 GB L4 has it: the activations of 2,048 tokens have no room without checkpoints.
-    "21 GiB, packed 1 of 1024, liger, no casts": batch(1, 2) | HALF | NO_CHECKPOINTS | LIGER | NO_CASTS | L4,
-    "21 GiB, packed 1 of 1024, liger": batch(1, 2) | HALF | NO_CHECKPOINTS | LIGER | L4,
+    "21 GiB, packed 1 of 1024, liger, no casts": (
+        batch(1, 2, 3e-4) | HALF | NO_CHECKPOINTS | LIGER | NO_CASTS | L4
+    ),
+    "21 GiB, packed 1 of 1024, liger": batch(1, 2, 3e-4) | HALF | NO_CHECKPOINTS | LIGER | L4,
     "21 GiB, packed 1, checkpoints": batch(1) | PACKED | L4,
     "21 GiB, packed 1, checkpoints, liger": batch(1) | PACKED | LIGER | L4,
     "21 GiB, packed 4, checkpoints, liger": batch(4, rate=8e-4) | PACKED | LIGER | L4,
