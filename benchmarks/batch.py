@@ -6,7 +6,7 @@ The same rows go to plain vLLM, `LLM.chat` with all of them at once, and through
 README.ipynb's cell, built with the gpu profile and a candidate's sections laid over it. All ask for the same
 adapter, and every answer has the same number of tokens. The engine is started and warmed before the clock:
 the rows are held back until the answers of a first few have come out at the end. Prints a table and writes
-benchmarks/batch.json. The ratio is to the fastest plain vLLM of the run.
+benchmarks/gpu_batch.json. The ratio is to the fastest plain vLLM of the run.
 """
 
 import tempfile
@@ -22,15 +22,17 @@ LARGE = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
 BATCH = {"batch_size": 256}  # eight at a time: twice what the engine takes
 ENGINE_TOKENIZES = {"tokenize_stage": {"enabled": False}, "detokenize_stage": {"enabled": False}}
 CANDIDATES = {
-    "plain vLLM": {"plain": True},
+    "plain vLLM": {"plain": True, "engine": LARGE},
     "profile": {},
+    "128 sequences": {"engine": {"max_num_seqs": 128, "max_num_batched_tokens": 2048}},
+    "256 sequences": {"engine": {"max_num_seqs": 256, "max_num_batched_tokens": 8192}},
     "large": {"engine": LARGE},
     "large, batch 256": {"engine": LARGE, "processor": BATCH},
     "large, batch 256, engine tokenizes": {"engine": LARGE, "processor": BATCH | ENGINE_TOKENIZES},
     "large, batch 256, blocks of 256": {"engine": LARGE, "processor": BATCH, "rows_per_block": 256},
     "large, 32 batches of 64": {"engine": LARGE, "processor": {"max_concurrent_batches": 32}},
     "large, batch 256, no metrics": {"engine": LARGE, "processor": BATCH | {"log_engine_metrics": False}},
-    "plain vLLM, no prefix caching": {"plain": True, "engine": {"enable_prefix_caching": False}},
+    "plain vLLM, no prefix caching": {"plain": True, "engine": LARGE | {"enable_prefix_caching": False}},
     "large, batch 256, no prefix caching": {
         "engine": LARGE | {"enable_prefix_caching": False},
         "processor": BATCH,

@@ -11,6 +11,7 @@ from tutorial import run
 from tutorial.settings import ROOT
 
 END = """
+clock.stage(None)
 results.write(Path("{path}"), {{
     "stamp": results.stamp(cluster),
     "profile": profile.name,
@@ -20,19 +21,23 @@ results.write(Path("{path}"), {{
     "train_rows": len(used["train"]),
     "test_rows": len(used["test"]),
     "exact match": {{name: found.loc["exact match"].to_dict() for name, found in scores.items()}},
-}})
+}} | {more})
 with quiet.shutdown():
     ray.shutdown()
 store.close()
 """
 
 
-def execute(systems: str, question: str = "row | system") -> dict:
+def execute(
+    systems: str, question: str = "row | system", more: str = "{}", engine: dict | None = None
+) -> dict:
     """Run the cells with the settings of the environment; exact match of each system, and on what.
 
     Args:
         systems: code that runs before the questions are made and may replace SYSTEMS.
         question: what stands for `row | system` where they are made.
+        more: code for a dictionary of what else is to be known at the end.
+        engine: laid over the profile's engine.
     """
     notebook = nbformat.read(ROOT / "README.ipynb", as_version=4)
     cells = notebook.cells
@@ -40,9 +45,12 @@ def execute(systems: str, question: str = "row | system") -> dict:
     [scored] = [i for i, cell in enumerate(cells) if "\nscores = {" in cell.source]
     del cells[scored + 1 :]
     cells[asks].source = cells[asks].source.replace("row | system", question)
+    if engine:
+        [builds] = [cell for cell in cells if "engine_kwargs = profile.engine | {" in cell.source]
+        builds.source = builds.source.replace("profile.engine | {", f"profile.engine | {engine!r} | {{")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "results.json")
-        cells.append(new_code_cell(END.format(path=path)))
+        cells.append(new_code_cell(END.format(path=path, more=more)))
         cells.insert(asks, new_code_cell(systems))
         run.execute(notebook)
         return json.loads(path.read_text(encoding="utf-8"))

@@ -66,7 +66,10 @@ def parser(doc: str, file: str, candidates: dict[str, Any]) -> argparse.Argument
     )
     found.add_argument("--minutes", type=float, default=9, help="no candidate begins that would end later")
     found.add_argument(
-        "--out", type=Path, default=Path(file).with_suffix(".json"), help="default: beside the script"
+        "--out",
+        type=Path,
+        default=Path(file).with_name(f"gpu_{Path(file).stem}.json"),
+        help="default: beside the script",
     )
     return found
 
@@ -82,7 +85,9 @@ def parse(options: argparse.ArgumentParser, candidates: dict[str, Any]) -> argpa
     import torch  # imported here: it takes seconds, and --help does not need it
 
     if args.small:
-        args.model, args.rows = "tiny", min(args.rows, 96)
+        args.model = "tiny"
+        if "rows" in args:
+            args.rows = min(args.rows, 96)
     elif not torch.cuda.is_available():
         options.exit(1, "No GPU here; --small runs a tiny model on the CPU\n")
     return args
@@ -113,16 +118,23 @@ def alone(function: Callable[..., Any], *args: Any, env: dict[str, str] | None =
         os.environ.update(before)
 
 
-def run(args: argparse.Namespace, measure: Callable[[str, dict], dict], show: Callable[[dict], list]) -> None:
+def run(
+    args: argparse.Namespace,
+    measure: Callable[[str, dict], dict],
+    show: Callable[[dict], list],
+    together: Callable[[dict], dict] = lambda found: {},
+) -> None:
     """Measure the candidates one by one; what is known is written after each.
 
     Args:
         args: of the command line.
         measure: from a candidate's name and overrides to what was found.
         show: from all that was found to the rows of the table.
+        together: from all that was found to what is written beside it.
     """
     stamp, found, start, longest = results.stamp(alone(machine)), {}, time.monotonic(), 0.0
     options = {key: value for key, value in vars(args).items() if key not in ("out", "candidates")}
+    options["data"] = Path(args.data or "sample").name  # where it is kept is the machine's own
     for name, overrides in args.candidates.items():
         begun = time.monotonic()
         if begun - start + longest > 60 * args.minutes:
@@ -135,7 +147,8 @@ def run(args: argparse.Namespace, measure: Callable[[str, dict], dict], show: Ca
                 found[name] = {"overrides": overrides, "failed": failure.reason(error)}
         longest = max(longest, time.monotonic() - begun)
         shown = show(found)
-        results.write(args.out, {"stamp": stamp, "options": options, "candidates": found})
+        written = {"stamp": stamp, "options": options, "candidates": found} | together(found)
+        results.write(args.out, written)
     failed = [{"candidate": name, "failed": f["failed"]} for name, f in found.items() if "failed" in f]
     for table in filter(None, (shown, failed)):
         print(tabulate(table, headers="keys", tablefmt="github", floatfmt=".4g"), flush=True)

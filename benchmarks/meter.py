@@ -18,13 +18,26 @@ class Meter(RayTrainReportCallback):
     Args:
         rows: in the data; a packed example holds several.
         seconds: to measure, once the first steps are over.
+        samples: rows that the training sees at least.
         warmup: the first steps, in which kernels are compiled and memory is claimed.
         memory_gib: the most that PyTorch may take of the GPU, None for all.
+        input_casts: whether PEFT casts the input of each adapter to the adapter's float32. Under autocast the
+            product casts it back to bf16 at once.
     """
 
-    def __init__(self, rows: int, seconds: float, warmup: int, memory_gib: float | None):
+    def __init__(
+        self,
+        *,
+        rows: int,
+        seconds: float,
+        samples: int,
+        warmup: int,
+        memory_gib: float | None,
+        input_casts: bool = True,
+    ):
         super().__init__()
-        self.rows, self.seconds, self.warmup = rows, seconds, max(1, warmup)
+        self.rows, self.seconds, self.samples, self.warmup = rows, seconds, samples, max(1, warmup)
+        self.input_casts = input_casts
         self.cuda = torch.cuda.is_available()
         self.losses, self.device_bytes = [], 0
         if memory_gib:
@@ -40,6 +53,10 @@ class Meter(RayTrainReportCallback):
         self.parameters = sum(p.numel() for p in base)
         self.attention = model.config._attn_implementation
         self.checkpointing = model.is_gradient_checkpointing
+        if not self.input_casts:
+            for module in model.modules():
+                if hasattr(module, "cast_input_dtype_enabled"):
+                    module.cast_input_dtype_enabled = False
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.cuda:
@@ -49,7 +66,8 @@ class Meter(RayTrainReportCallback):
         self.last = state.global_step, time.perf_counter()
         if state.global_step <= self.warmup:
             self.first = self.last
-        over = torch.tensor(float(self.last[1] - self.first[1] >= self.seconds), device=args.device)
+        seen = state.global_step * self.rows_per_step >= self.samples
+        over = torch.tensor(float(seen and self.last[1] - self.first[1] >= self.seconds), device=args.device)
         if args.world_size > 1:  # all workers stop at the same step
             torch.distributed.all_reduce(over)
         control.should_training_stop |= bool(over)
@@ -65,6 +83,7 @@ class Meter(RayTrainReportCallback):
         found = {
             "steps": steps,
             "seconds": seconds,
+            "rows_per_step": self.rows_per_step,
             "samples_per_s": steps * self.rows_per_step / seconds,
             "parameters": self.parameters,
             "attention": self.attention,

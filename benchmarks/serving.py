@@ -6,7 +6,7 @@ README.ipynb's Serve app, built with the gpu profile and a candidate's switches,
 same engine options serve the same adapter and answer the same prompts, each answer as long as the row's own.
 vLLM's own `vllm bench serve` asks, in a process of its own: time to the first token (TTFT) and time per
 output token (TPOT), p50 and p99, and requests a second, at each number of concurrent requests. Prints a table
-and writes benchmarks/serving.json. What stands in brackets is relative to `vllm serve`.
+and writes benchmarks/gpu_serving.json. What stands in brackets is relative to `vllm serve`.
 """
 
 import argparse
@@ -27,7 +27,8 @@ import yaml
 
 from benchmarks import common
 
-AT_ONCE = {"serving": {"experimental_configs": {"stream_batching_interval_ms": 0}}}  # 50 if not set
+AT_ONCE = {"serving": {"experimental_configs": {"stream_batching_interval_ms": 0}}}
+DEFAULT = {"serving": {"experimental_configs": {"stream_batching_interval_ms": 50}}}
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 OPTIMIZED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 DIRECT = HAPROXY | {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"}  # it needs HAProxy
@@ -35,6 +36,7 @@ VLLM = "vllm serve"
 CANDIDATES = {
     VLLM: {},
     "profile": {},
+    "Ray's defaults": DEFAULT,
     "no stream batching": AT_ONCE,
     "no stream batching, HAProxy": AT_ONCE | {"env": HAPROXY},
     "no stream batching, throughput": AT_ONCE | {"env": OPTIMIZED},

@@ -4,10 +4,14 @@
 
 Runs README.ipynb's cell with `train_loop` (Ray Train, LLaMA-Factory) once for each candidate: the overrides
 of its name laid over lora_sft_ray.yaml, for some seconds after the first steps. Prints a table and writes
-benchmarks/train.json: samples and tokens a second (tokens of the rows, no padding), peak memory, the share of
-the bf16 matrix limit, and the loss after as many samples as all candidates have seen, which is the mean over
-the second half of them. The learning rate is constant, so that a run that is cut by time is at the same rate
-at the same sample.
+benchmarks/gpu_train.json: samples and tokens a second (tokens of the rows, no padding), peak memory with an
+evaluation before the first step, the share of the bf16 matrix limit, and the loss after as many samples as
+all candidates have seen, which is the mean over the second half of them. The learning rate is constant, so
+that a run that is cut by time is at the same rate at the same sample.
+
+Three keys of a candidate are not LLaMA-Factory's: `workers` of Ray Train; `memory_gib`, the most that PyTorch
+may take (a 24 GB L4 has 22 in all); and `input_casts`, false where PEFT's casts of the adapters' inputs to
+float32 and back are left out.
 
 The share counts 4 FLOP per token and parameter of the matrix products, which the input embedding is not:
 forward and backward through frozen weights; what checkpointing computes again is not counted. The limit is
@@ -26,45 +30,66 @@ from typing import Any
 from benchmarks import common
 
 NO_CHECKPOINTS = {"disable_gradient_checkpointing": True}
-PACKED = {"packing": True, "cutoff_len": 2048}
+PACKED = {"packing": True, "cutoff_len": 2048, "per_device_eval_batch_size": 1}
+HALF = PACKED | {"cutoff_len": 1024}  # about four rows of ViGGO
 LIGER = {"enable_liger_kernel": True}
+NO_CASTS = {"input_casts": False}
+L4 = {"memory_gib": 21}  # beside what CUDA itself takes
 
 
-def batch(size: int) -> dict[str, int]:
-    """The overrides of a micro-batch without accumulation."""
-    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": 1}
-
-
-# The order in which they are worth the time, for --minutes.
-CANDIDATES = {
-    "ancestor": {
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 8,
+def batch(size: int, accumulation: int = 1, rate: float = 2e-4) -> dict[str, Any]:
+    """The overrides of a micro-batch, every lever off."""
+    return {
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": rate,
         "disable_gradient_checkpointing": False,
+        "enable_liger_kernel": False,
+        "packing": False,
         "cutoff_len": 2048,
-    },
+    }
+
+
+# The order in which they are worth the time, for --minutes. A packed example holds about eight rows of ViGGO.
+CANDIDATES = {
+    "ancestor": batch(1, 8),
     "recipe": {},
     "packed 4": batch(4) | PACKED | NO_CHECKPOINTS,
     "packed 4, liger": batch(4) | PACKED | NO_CHECKPOINTS | LIGER,
-    "packed 8, liger": batch(8) | PACKED | NO_CHECKPOINTS | LIGER,
+    "packed 4, liger, no casts": batch(4, rate=8e-4) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS,
+    "packed 8, liger, no casts": batch(8, rate=8e-4) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS,
+    "packed 2, liger, no casts": batch(2, rate=6e-4) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS,
+    "packed 1, liger, no casts": batch(1, rate=3e-4) | PACKED | NO_CHECKPOINTS | LIGER | NO_CASTS,
+    "packed 1, liger": batch(1, rate=3e-4) | PACKED | NO_CHECKPOINTS | LIGER,
     "batch 32": batch(32) | NO_CHECKPOINTS,
     "batch 32, liger": batch(32) | NO_CHECKPOINTS | LIGER,
     "neat packed 4, liger": batch(4) | PACKED | NO_CHECKPOINTS | LIGER | {"neat_packing": True},
-    "packed 1": batch(1) | PACKED | NO_CHECKPOINTS,
-    "packed 1, liger": batch(1) | PACKED | NO_CHECKPOINTS | LIGER,
-    "packed 1, checkpoints, liger": batch(1) | PACKED | LIGER,
-    "packed 2, checkpoints, liger": batch(2) | PACKED | LIGER,
-    "packed 4, checkpoints, liger": batch(4) | PACKED | LIGER,
-    "batch 8, checkpoints, liger": batch(8) | LIGER,
-    "batch 16, checkpoints, liger": batch(16) | LIGER,
+    "packed 4, liger, loaders": batch(4) | PACKED | NO_CHECKPOINTS | LIGER | {"dataloader_num_workers": 4},
+    "packed 4, liger, pure bf16": batch(4) | PACKED | NO_CHECKPOINTS | LIGER | {"pure_bf16": True},
+    "packed 4, compiled": batch(4) | PACKED | NO_CHECKPOINTS | {"torch_compile": True},
     "packed 4, fa2": batch(4) | PACKED | NO_CHECKPOINTS | {"flash_attn": "fa2"},
-    "packed 4, loaders": batch(4) | PACKED | NO_CHECKPOINTS | {"dataloader_num_workers": 4},
+    # As a 24 GB L4 has it: the activations of 2,048 tokens have no room without checkpoints.
+    "21 GiB, packed 1 of 1024, liger, no casts": (
+        batch(1, 2, 3e-4) | HALF | NO_CHECKPOINTS | LIGER | NO_CASTS | L4
+    ),
+    "21 GiB, packed 1 of 1024, liger": batch(1, 2, 3e-4) | HALF | NO_CHECKPOINTS | LIGER | L4,
+    "21 GiB, packed 1, checkpoints": batch(1) | PACKED | L4,
+    "21 GiB, packed 1, checkpoints, liger": batch(1) | PACKED | LIGER | L4,
+    "21 GiB, packed 4, checkpoints, liger": batch(4, rate=8e-4) | PACKED | LIGER | L4,
+    "21 GiB, packed 4, checkpoints, liger, no casts": batch(4, rate=8e-4) | PACKED | LIGER | NO_CASTS | L4,
+    "21 GiB, batch 8, checkpoints, liger": batch(8) | LIGER | L4,
 }
+for _workers in (2, 4):
+    CANDIDATES |= {
+        f"{_name}, {_workers} workers": CANDIDATES[_name] | {"workers": _workers}
+        for _name in ("ancestor", "packed 4, liger, no casts", "packed 1, liger, no casts")
+    }
 SAME_FOR_ALL = {
     "num_train_epochs": 1000.0,  # the seconds end it
     "lr_scheduler_type": "constant",
     "warmup_ratio": 0.0,
     "eval_strategy": "no",
+    "eval_on_start": True,  # an evaluation needs memory too
     "save_strategy": "no",
     "report_to": "none",
     "logging_steps": 1,
@@ -124,7 +149,7 @@ def train(recipe_args: dict, ray_args: dict, data_uri: str, folder: Path, meter:
     return names["result"].metrics
 
 
-def table(found: dict[str, dict], limit: float, tokens: float, workers: int) -> list[dict]:
+def table(found: dict[str, dict], limit: float, tokens: float) -> list[dict]:
     """Work out what depends on all candidates, and the rows of the table."""
     done = {name: each for name, each in found.items() if "failed" not in each}
     samples = min((each["losses"][-1][0] for each in done.values()), default=0)
@@ -133,13 +158,14 @@ def table(found: dict[str, dict], limit: float, tokens: float, workers: int) -> 
     for name, each in done.items():
         seen = [loss for sample, loss in each["losses"] if samples / 2 < sample <= samples]
         each["tokens_per_s"] = each["samples_per_s"] * tokens
-        each["share_of_limit"] = 4 * each["parameters"] * each["tokens_per_s"] / limit / workers
+        each["share_of_limit"] = 4 * each["parameters"] * each["tokens_per_s"] / limit / each["workers"]
         each["loss"] = {"samples": samples, "mean": statistics.mean(seen) if seen else None}
+        each["over_first"] = each["samples_per_s"] / first["samples_per_s"]
         shown.append(
             {
                 "candidate": name,
                 "samples/s": each["samples_per_s"],
-                f"over {next(iter(done))}": each["samples_per_s"] / first["samples_per_s"],
+                f"over {next(iter(done))}": each["over_first"],
                 "tokens/s": round(each["tokens_per_s"]),
                 "of the limit": f"{each['share_of_limit']:.1%}",
                 "GiB, PyTorch": each.get("torch_gib"),
@@ -155,12 +181,10 @@ def main() -> None:
     """Measure the candidates of the command line."""
     options = common.parser(__doc__, __file__, CANDIDATES)
     options.add_argument("--seconds", type=float, default=15, help="to measure each candidate for")
+    options.add_argument("--samples", type=int, default=0, help="that each candidate sees at least")
     options.add_argument("--warmup", type=int, default=5, help="steps before that")
     options.add_argument("--rows", type=int, default=5103, help="as many as ViGGO has")
     options.add_argument("--workers", type=int, default=1, help="Ray Train workers, one a GPU")
-    options.add_argument(
-        "--memory-gib", type=float, help="the most that PyTorch may take: a 24 GB L4 has 22 at most"
-    )
     args = common.parse(options, CANDIDATES)
 
     import ray
@@ -177,10 +201,15 @@ def main() -> None:
     base, ray_args = recipe.load(
         settings.ROOT / ("lora_sft_ray_cpu.yaml" if args.small else "lora_sft_ray.yaml")
     )
-    del base["eval_dataset"]
     base |= SAME_FOR_ALL | {"model_name_or_path": str(model_path)}
-    ray_args |= {"num_workers": args.workers, "max_failures": 0, "num_to_keep": 1}
-    meter = partial(Meter, args.rows, args.seconds, args.warmup, args.memory_gib)
+    ray_args |= {"max_failures": 0, "num_to_keep": 1}
+    meter = partial(
+        Meter,
+        rows=args.rows,
+        seconds=args.seconds,
+        samples=args.samples,
+        warmup=args.warmup,
+    )
     ray.init(
         runtime_env=settings.runtime_env({}),
         log_to_driver=False,
@@ -188,14 +217,20 @@ def main() -> None:
         **settings.local_cluster(),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        data.write({"train": rows}, Path(scratch, "data"))
+        data.write({"train": rows, "val": rows[:48]}, Path(scratch, "data"))
 
         def measure(name: str, overrides: dict) -> dict[str, Any]:
+            recipe_args = base | overrides
+            workers = recipe_args.pop("workers", args.workers)
+            casts, memory = recipe_args.pop("input_casts", True), recipe_args.pop("memory_gib", None)
+            measuring = partial(meter, input_casts=casts, memory_gib=memory)
             folder = Path(tempfile.mkdtemp(dir=scratch))
-            return train(base | overrides, ray_args, f"{scratch}/data", folder, meter)
+            ray_section = ray_args | {"num_workers": workers}
+            found = train(recipe_args, ray_section, f"{scratch}/data", folder, measuring)
+            return {"workers": workers} | found
 
         args.limit_tflops, args.tokens_per_row = limit / 1e12, tokens
-        common.run(args, measure, lambda found: table(found, limit, tokens, args.workers))
+        common.run(args, measure, lambda found: table(found, limit, tokens))
     ray.shutdown()
 
 

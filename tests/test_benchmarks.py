@@ -25,10 +25,10 @@ def small(name, tmp_path, *options):
     return written["candidates"], shown
 
 
-@pytest.mark.parametrize("name", ["train", "batch", "serving"])
+@pytest.mark.parametrize("name", ["train", "batch", "serving", "accuracy"])
 def test_help_says_what_is_measured_and_names_the_candidates(name):
     shown = run(name, "--help").stdout
-    assert f"benchmarks/{name}.json" in shown
+    assert f"benchmarks/gpu_{name}.json" in shown
     assert "candidates:" in shown
 
 
@@ -73,3 +73,14 @@ def test_serving(tmp_path):
         assert [level["concurrency"] for level in each["levels"]] == [1, 2]
         assert all(level["p50_ttft_ms"] > 0 and level["request_throughput"] > 0 for level in each["levels"])
     assert found["no stream batching"]["levels"][0]["of_vllm"]
+
+
+@pytest.mark.slow
+def test_accuracy(tmp_path):
+    changed = "short: {seed: 1, max_steps: 2}"
+    found, shown = small("accuracy", tmp_path, "--try", changed, "--candidates", "short", "--port", "8124")
+    assert found["short"]["rows"] == {"train": 24, "val and test": 10}
+    assert 0 <= found["short"]["test"] <= 1
+    assert found["short"]["seconds"]["fine-tuning"] > 0
+    assert json.loads((tmp_path / "out.json").read_text())["test"]["mean"] == found["short"]["test"]
+    assert "test: mean" in shown or found["short"]["test"] == 0
