@@ -89,7 +89,7 @@ def test_the_engine_is_killed_and_some_rows_are_poison(drive, seen, tmp_path):
 
 @pytest.mark.faults
 def test_an_engine_that_stands_still(drive, seen, tmp_path):
-    env = {"STORAGE": str(tmp_path), "RUN_NAME": "still", "TEST_ROWS": str(ROWS), "BATCH_TIMEOUT_S": "75"}
+    env = {"STORAGE": str(tmp_path), "RUN_NAME": "still", "TEST_ROWS": str(ROWS), "BATCH_TIMEOUT_S": "60"}
     run = drive([*BATCH, *cells.END], **env)
     run.wait_for(lambda: done(tmp_path, "still"))
     [engine] = run.processes("ray::", "vLLMEngineStage")
@@ -99,5 +99,5 @@ def test_an_engine_that_stands_still(drive, seen, tmp_path):
     took = time.monotonic() - start
     assert line.startswith("TutorialError: batch inference: Dataset execution made no progress"), run.said()
     run.all_gone()
-    promise = "BATCH_TIMEOUT_S (75 s here) without progress ends in one line"
+    promise = "BATCH_TIMEOUT_S (60 s here) without progress ends in one line"
     seen("batch inference", "the engine's process: SIGSTOP", promise, "one line, no process left", took)

@@ -58,64 +58,52 @@ def storage(tmp_path_factory):
     return tmp_path_factory.mktemp("storage")
 
 
-@pytest.mark.parametrize(
-    ("name", "victims"), [("one-worker", slice(1)), ("all-workers", slice(None))], ids=["one", "all"]
-)
-def test_workers_are_killed(drive, seen, storage, name, victims):
+def test_one_worker_is_killed_then_all(drive, seen, storage):
+    run = drive(TRAIN, STORAGE=str(storage), RUN_NAME="workers")
+    has_checkpoint(run, storage, "workers")
+    for fault, victims in (("one training worker of two", slice(1)), ("every training worker", slice(None))):
+        workers = run.processes("ray::RayTrainWorker")
+        assert len(workers) == 2, [process.cmdline() for process in run.processes("ray::")]
+        for worker in workers[victims]:
+            worker.kill()
+        again = next_checkpoint(run, storage, "workers")
+        promise = "Ray Train starts all workers again, from the last checkpoint"
+        what = f"{STEPS} of {STEPS} steps, each logged once"
+        seen("training", f"{fault}: SIGKILL", promise, what, again)
+    assert_finished(run, storage, "workers")
+
+
+def test_the_controller_is_killed_then_the_driver(drive, seen, storage):
     others = {path.name: content(path) for path in storage.iterdir()}
-    run = drive(TRAIN, STORAGE=str(storage), RUN_NAME=name)
-    has_checkpoint(run, storage, name)
-    workers = run.processes("ray::RayTrainWorker")
-    assert len(workers) == 2, [process.cmdline() for process in run.processes("ray::")]
-    for worker in workers[victims]:
-        worker.kill()
-    again = next_checkpoint(run, storage, name)
-    assert_finished(run, storage, name)
-    assert {path.name: content(path) for path in storage.iterdir() if path.name != name} == others
-    what = "every training worker" if name == "all-workers" else "one training worker of two"
-    promise = "Ray Train starts the workers again, from the last checkpoint"
-    seen("training", f"{what}: SIGKILL", promise, f"{STEPS} of {STEPS} steps, none logged twice", again)
-
-
-def test_the_controller_is_killed(drive, seen, storage):
-    run = drive(TRAIN, STORAGE=str(storage), RUN_NAME="controller")
-    has_checkpoint(run, storage, "controller")
+    env = {"STORAGE": str(storage), "RUN_NAME": "driver"}
+    run = drive(TRAIN, **env)
+    has_checkpoint(run, storage, "driver")
     [controller] = run.processes("ray::TrainController")
     controller.kill()
     start = time.monotonic()
-    assert run.end(1).startswith("TutorialError: fine-tuning: "), run.said()[-3000:]
-    assert run.end(1).endswith("RESUME=1 goes on from the last checkpoint")
+    line = run.end(1)
+    assert line.startswith("TutorialError: fine-tuning: "), run.said()[-3000:]
+    assert line.endswith("RESUME=1 goes on from the last checkpoint")
     run.all_gone()
-    again = drive(TRAIN, STORAGE=str(storage), RUN_NAME="controller", RESUME="1")
-    next_checkpoint(again, storage, "controller")
-    took = time.monotonic() - start
-    assert_finished(again, storage, "controller")
-    promise = "the stage ends in one line; RESUME=1 goes on from the last checkpoint"
-    seen(
-        "training",
-        "Ray Train's controller: SIGKILL",
-        promise,
-        f"one line, then {STEPS} of {STEPS} steps",
-        took,
-    )
-
-
-def test_the_driver_is_killed(drive, seen, storage):
-    others = {path.name: content(path) for path in storage.iterdir()}
-    run = drive(TRAIN, STORAGE=str(storage), RUN_NAME="driver")
-    has_checkpoint(run, storage, "driver")
-    run.process.kill()
-    start = time.monotonic()
-    run.process.wait()
-    run.all_gone()
-    refused = drive(TRAIN, STORAGE=str(storage), RUN_NAME="driver")
-    assert "RUN_NAME=driver: " in refused.end(1)
-    changed = drive(TRAIN, STORAGE=str(storage), RUN_NAME="driver", RESUME="1", TRAIN_ROWS="28")
+    assert "RUN_NAME=driver: " in drive(TRAIN, **env).end(1)
+    changed = drive(TRAIN, RESUME="1", TRAIN_ROWS="28", **env)
     assert "RESUME=1: data/train.jsonl was another in the run driver" in changed.end(1)
-    again = drive(TRAIN, STORAGE=str(storage), RUN_NAME="driver", RESUME="1")
-    next_checkpoint(again, storage, "driver")
+
+    second = drive(TRAIN, RESUME="1", **env)
+    next_checkpoint(second, storage, "driver")
+    promise = "the stage ends in one line; RESUME=1 goes on from the last checkpoint"
+    what = "one line, then the next checkpoint"
+    seen("training", "Ray Train's controller: SIGKILL", promise, what, time.monotonic() - start)
+    second.process.kill()
+    start = time.monotonic()
+    second.process.wait()
+    second.all_gone()
+
+    third = drive(TRAIN, RESUME="1", **env)
+    next_checkpoint(third, storage, "driver")
     took = time.monotonic() - start
-    assert_finished(again, storage, "driver")
-    assert {path.name: content(path) for path in storage.iterdir() if path.name != "driver"} == others
+    assert_finished(third, storage, "driver")
     promise = "RESUME=1 with the same RUN_NAME goes on from the last checkpoint"
-    seen("training", "the notebook's own process: SIGKILL", promise, f"{STEPS} of {STEPS} steps", took)
+    what = f"{STEPS} of {STEPS} steps; the files of other runs untouched"
+    seen("training", "the notebook's own process: SIGKILL", promise, what, took)
+    assert {path.name: content(path) for path in storage.iterdir() if path.name != "driver"} == others
