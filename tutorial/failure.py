@@ -1,6 +1,7 @@
 """What is left of a failure that happened in one of Ray's workers: one line, and the files that it had."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,12 +41,9 @@ def in_one_line(stage: str, hint: str, kept: Path | None = None) -> Iterator[Non
 
 
 @contextmanager
-def kept(folder: str, target: str) -> Iterator[None]:
-    """Around code whose files in a temporary `folder` must not be lost with it: where it fails, they are
-    copied to `target` on the same machine, as the storage may be what failed."""
-    try:
-        yield
-    except Exception:
-        if Path(folder).is_dir():
-            shutil.copytree(folder, target, dirs_exist_ok=True)
-        raise
+def kept(folder: str) -> Iterator[str]:
+    """A new folder below `folder` to work in. Both are deleted if all goes well; else, also where the process
+    is killed, what is in them stays, as the storage may be what failed."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    yield tempfile.mkdtemp(dir=folder)
+    shutil.rmtree(folder, ignore_errors=True)  # other workers of this machine delete theirs

@@ -43,9 +43,7 @@ def check(
 
     trained, test = [*rows["train"], *rows["val"]], rows["test"]
     said = tokens([[*messages(row), {"role": "assistant", "content": row["output"]}] for row in trained])
-    asked = tokens(
-        [messages(row, rows["train"][: task.few_shot]) for row in test], add_generation_prompt=True
-    )
+    asked = tokens([messages(row, examples) for row in test], add_generation_prompt=True)
     answers = [row["output"] for row in test]
     ids = tokenizer(answers, add_special_tokens=False)["input_ids"]
     row_tokens, row = longest(said, [row["input"] for row in trained])

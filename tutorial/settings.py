@@ -166,8 +166,6 @@ def local_cluster() -> dict[str, Any]:
     if joins_cluster():
         return {}
     options = {"num_cpus": max(8, os.cpu_count()), "include_dashboard": False}
-    # A worker that is killed takes its child processes along: vLLM's engine would live on, and keep its GPU.
-    options["_system_config"] = {"process_group_cleanup_enabled": True}
     if version("torch").endswith("+cpu"):  # a GPU that this environment's torch cannot use is none
         options["num_gpus"] = 0
     return options

@@ -34,8 +34,8 @@ def done(storage: Path, name: str) -> list[str]:
     return sorted(file.name for file in found if ".pending." not in file.name)
 
 
+@pytest.mark.quick
 def test_a_job_that_is_killed_goes_on(drive, seen, tmp_path):
-    """Quick, and so in `make test`."""
     env = {"STORAGE": str(tmp_path), "RUN_NAME": "batch", "TEST_ROWS": str(ROWS)}
     run = drive([*BATCH, *cells.END], **env)
     run.wait_for(lambda: done(tmp_path, "batch"))
@@ -65,7 +65,7 @@ def test_the_engine_is_killed_and_some_rows_are_poison(drive, seen, tmp_path):
     env = {"STORAGE": str(tmp_path), "RUN_NAME": "engine", "TEST_ROWS": str(ROWS)}
     run = drive([*BATCH[:4], POISON, *BATCH[4:], *cells.END], **env)
     run.wait_for(lambda: done(tmp_path, "engine"))
-    [engine] = run.processes("ray::", "vLLMEngineStage")
+    [engine] = run.processes("VLLM::EngineCore")
     known = done(tmp_path, "engine")
     engine.kill()
     start = time.monotonic()
@@ -92,7 +92,7 @@ def test_an_engine_that_stands_still(drive, seen, tmp_path):
     env = {"STORAGE": str(tmp_path), "RUN_NAME": "still", "TEST_ROWS": str(ROWS), "BATCH_TIMEOUT_S": "60"}
     run = drive([*BATCH, *cells.END], **env)
     run.wait_for(lambda: done(tmp_path, "still"))
-    [engine] = run.processes("ray::", "vLLMEngineStage")
+    [engine] = run.processes("VLLM::EngineCore")
     engine.suspend()
     start = time.monotonic()
     line = run.end(1)

@@ -22,7 +22,7 @@ SERVE = [*cells.SET_UP, "cell-10", *cells.BATCH[4:6], "cell-26", "cell-32", "imp
 def served() -> bool:
     try:
         return requests.get("http://127.0.0.1:8017/v1/models", timeout=2).ok
-    except requests.ConnectionError:
+    except requests.RequestException:
         return False
 
 

@@ -20,6 +20,7 @@ from tutorial import storage
 
 pytestmark = pytest.mark.faults
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
+LINKS = {"head": "tutorial-h", "worker": "tutorial-w"}
 RAY = str(ROOT / ".venv" / "bin" / "ray")
 # How many files Ray Train has written there.
 COUNT = """
@@ -91,10 +92,12 @@ def test_one_of_two_machines_is_lost_and_comes_back(start, machines, project, se
     node = [RAY, *"start --block --num-cpus=4 --object-store-memory=300000000 --disable-usage-stats".split()]
     temp = f"/tmp/two-{os.getpid()}"  # noqa: S108  short: a socket's path has 107 bytes at most
     lead = ["--head", f"--node-ip-address={head}", "--port=6399", "--include-dashboard=false"]
-    leads = start([*on_head, *node, *lead, f"--temp-dir={temp}"], **s3)
+    # Gloo would look the machine's name up, which is the same for both.
+    gloo = {side: {"GLOO_SOCKET_IFNAME": name if on_head else "lo"} for side, name in LINKS.items()}
+    leads = start([*on_head, *node, *lead, f"--temp-dir={temp}"], **s3, **gloo["head"])
     leads.wait_for(lambda: "Ray runtime started" in leads.said())
     follow = [*on_worker, *node, f"--address={head}:6399", f"--node-ip-address={worker}"]
-    follows = start(follow, **s3)
+    follows = start(follow, **s3, **gloo["worker"])
     follows.wait_for(lambda: "Ray runtime started" in follows.said())
 
     def files() -> int:
@@ -112,7 +115,7 @@ def test_one_of_two_machines_is_lost_and_comes_back(start, machines, project, se
     follows.kill()
     start_ = time.monotonic()
     time.sleep(10)
-    back = start(follow, **s3)
+    back = start(follow, **s3, **gloo["worker"])
     run.wait_for(lambda: back.processes("ray::RayTrainWorker") and leads.processes("ray::RayTrainWorker"))
     took = time.monotonic() - start_
     run.end(timeout_s=600)
