@@ -34,7 +34,7 @@ slow: .venv/.ready
 
 # What they saw is the table of the page's stage 7.
 test-faults: .venv/.ready
-	timeout 1800 pytest -q -m "faults or quick" --faults-json benchmarks/faults.json
+	timeout 1800 pytest -q tests -m "faults or quick" --faults-json=benchmarks/faults.json --durations=0
 
 lint: .venv/.ready .venv-docs/.ready
 	ruff check --quiet . && ruff format --quiet --check .

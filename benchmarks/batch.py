@@ -73,6 +73,7 @@ def processed(
 
     common.execute(common.cell("processor = build_processor("), names)
     names["SAMPLING"] = sampling
+    processor = names["processor"]
 
     asks = {"model": common.ADAPTER, "system": "fine-tuned", "few_shot": False, "guided": False}
     warm, rows = ([row | asks | {"id": n} for n, row in enumerate(part)] for part in (warm, rows))
@@ -86,11 +87,13 @@ def processed(
 
         held = ray.data.from_items(rows, override_num_blocks=blocks)
         held = held.map_batches(wait, batch_size=None, concurrency=1, num_cpus=0.1)
-        answers = names["processor"](ray.data.from_items(warm, override_num_blocks=1).union(held))
+        answers = processor(ray.data.from_items(warm, override_num_blocks=1).union(held))
+        answers = answers.map(names["answer"])
         seen, start = 0, None
         # Without prefetching, which would keep the last block of the first rows until the next one is there.
         for part in answers.iter_batches(batch_size=None, prefetch_batches=0):
             seen += len(part["answer"])
+            assert not any(part["error"]), part["error"]
             if seen == len(warm):
                 start = time.monotonic()
                 gate.touch()
@@ -142,7 +145,7 @@ def main() -> None:
                 "profile": profile,
                 "llamafactory_args": {"lora_rank": common.RANK},
                 "task": common.TASK,
-                "model_path": model_path,
+                "model_source": str(model_path),
                 "store": store,
                 "data": data,
                 "EXAMPLES": [],

@@ -13,9 +13,8 @@ GIB = 2**30
 class Meter(RayTrainReportCallback):
     """Stands where `train_loop` makes its callback; ends the training after some seconds.
 
-    What it found goes to LLaMA-Factory's all_results.json, which `train_loop` reports.
-
     Args:
+        path: the file that gets what was found, as JSON.
         rows: in the data; a packed example holds several.
         seconds: to measure, once the first steps are over.
         samples: rows that the training sees at least.
@@ -28,6 +27,7 @@ class Meter(RayTrainReportCallback):
     def __init__(
         self,
         *,
+        path: Path,
         rows: int,
         seconds: float,
         samples: int,
@@ -36,6 +36,7 @@ class Meter(RayTrainReportCallback):
         input_casts: bool = True,
     ):
         super().__init__()
+        self.path = path
         self.rows, self.seconds, self.samples, self.warmup = rows, seconds, samples, max(1, warmup)
         self.input_casts = input_casts
         self.cuda = torch.cuda.is_available()
@@ -93,4 +94,4 @@ class Meter(RayTrainReportCallback):
         if self.cuda:
             found["torch_gib"] = torch.cuda.max_memory_reserved() / GIB
             found["device_gib"] = self.device_bytes / GIB
-        Path(args.output_dir, "all_results.json").write_text(json.dumps(found))
+        self.path.write_text(json.dumps(found))

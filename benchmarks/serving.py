@@ -124,7 +124,7 @@ def ray_serve(args: argparse.Namespace, model_path: Path, adapter: Path, overrid
         "clock": results.Stopwatch(),
         "config": settings.load().model_copy(update={"port": args.port}),
         "engine_kwargs": engine,
-        "model_path": model_path,
+        "model_source": str(model_path),
         "Path": Path,
         "profile": profile,
         "serving": tutorial_serving,

@@ -125,10 +125,10 @@ def tokens_per_row(rows: list[dict[str, str]], model_path: Path) -> float:
 
 
 def train(recipe_args: dict, ray_args: dict, data_uri: str, folder: Path, meter: partial) -> dict[str, Any]:
-    """Run the notebook's cell; what its last report says."""
+    """Run the notebook's cell; what the meter found."""
     import ray
 
-    from tutorial import storage
+    from tutorial import failure, model, settings, storage
 
     loop, rest = common.cell("def train_loop").split("\ntrainer = ")
     names = {
@@ -138,15 +138,19 @@ def train(recipe_args: dict, ray_args: dict, data_uri: str, folder: Path, meter:
         "Path": Path,
         "ray": ray,
         "storage": storage,
+        "model": model,
+        "failure": failure,
+        "config": settings.load().model_copy(update={"kill_worker": False}),
         "llamafactory_args": recipe_args,
         "ray_args": ray_args,
         "data_uri": data_uri,
         "store": storage.Storage(root=str(folder), run_name="run"),
     }
     common.execute(loop, names)
-    names["RayTrainReportCallback"] = meter  # train_loop makes one, and hands it to LLaMA-Factory
+    # train_loop makes one, and hands it to LLaMA-Factory.
+    names["RayTrainReportCallback"] = partial(meter, path=folder / "found.json")
     common.execute(f"trainer = {rest}", names)
-    return names["result"].metrics
+    return json.loads((folder / "found.json").read_text())
 
 
 def table(found: dict[str, dict], limit: float, tokens: float) -> list[dict]:
