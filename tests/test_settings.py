@@ -104,6 +104,14 @@ def test_more_workers_than_the_machine_has_room_for(monkeypatch, tmp_path):
     settings.check_fits({"CPU": 1.0}, 4, {"CPU": 4, "GPU": 1})
 
 
+def test_a_run_that_goes_on_has_a_name(monkeypatch):
+    monkeypatch.setenv("RESUME", "1")
+    with pytest.raises(TutorialError, match="RESUME=1: set RUN_NAME to the run to go on with"):
+        settings.load(NO_FILE)
+    monkeypatch.setenv("RUN_NAME", "viggo-1")
+    assert settings.load(NO_FILE).resume
+
+
 def test_a_submitted_job_brings_its_own_code(monkeypatch):
     assert settings.runtime_env({})["working_dir"] == str(ROOT)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")

@@ -88,6 +88,25 @@ def test_a_run_of_the_same_name_is_refused(adapter, tmp_path):
     storage.Storage.open(str(tmp_path / "kept"), "viggo-6").close()
 
 
+def test_a_run_goes_on_with_the_files_it_had(adapter, tmp_path):
+    root = str(tmp_path / "kept")
+    storage.Storage(root, "viggo-9").publish(adapter, "data", FILES)
+    again = storage.Storage.open(root, "viggo-9", resume=True)
+    try:
+        again.publish(adapter, "data", FILES)
+        (adapter / FILES[1]).write_bytes(b"another")
+        with pytest.raises(TutorialError, match=r"^RESUME=1: data/adapter_model.safetensors was another in"):
+            again.publish(adapter, "data", FILES)
+    finally:
+        again.close()
+    assert (tmp_path / "kept/viggo-9/data" / FILES[1]).read_bytes() == b"weights"
+
+
+def test_a_run_that_is_not_there_cannot_go_on(tmp_path):
+    message = r"^RESUME=1, RUN_NAME=viggo-4: .* holds no run of this name; set STORAGE and RUN_NAME"
+    one_line(str(tmp_path / "kept"), message, resume=True)
+
+
 def one_line_error(message, call, *arguments, **options):
     start = time.monotonic()
     with pytest.raises(TutorialError, match=message) as error:

@@ -8,7 +8,8 @@ meaning   meaning representations: parse, check, grammar            recipe   the
 score     how good the answers are                                  mistakes what is wrong with the wrong ones
 serving   start a service, wait until it answers                    results  results.json
 plots     pictures and tables                                       quiet    log lines out of the cells
-look      colours and fonts of all pictures                         run, page `make run`, `make page`
+look      colours and fonts of all pictures                         failure  what is left of one: a line, files
+sabotage  the worker that stage 3 kills                             run, page `make run`, `make page`
 """
 
 import time
