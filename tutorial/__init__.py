@@ -8,7 +8,7 @@ meaning   meaning representations: parse, check, grammar            recipe   the
 score     how good the answers are                                  mistakes what is wrong with the wrong ones
 serving   start a service, wait until it answers                    results  results.json
 plots     pictures and tables                                       quiet    log lines out of the cells
-look      colours and fonts of all pictures                         failure  what is left of one: a line, files
+look      colours and fonts of all pictures                         failure  its one line, and its files
 sabotage  the worker that stage 3 kills                             run, page `make run`, `make page`
 """
 
