@@ -22,6 +22,16 @@ pytestmark = pytest.mark.faults
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
 LINKS = {"head": "tutorial-h", "worker": "tutorial-w"}
 RAY = str(ROOT / ".venv" / "bin" / "ray")
+# The installed packages stay, should they be in /tmp too.
+OWN_TMP = """
+set -e
+mount --bind "$0" /mnt
+mount -t tmpfs tmpfs /tmp
+mkdir -p "$0"
+mount --bind /mnt "$0"
+cd /
+exec "$@"
+"""
 # How many files Ray Train has written there.
 COUNT = """
 import boto3
@@ -62,7 +72,7 @@ def machines():
             ip(f"-n tutorial-{name} address add {address}/24 dev {end}")
             ip(f"-n tutorial-{name} link set {end} up")
             ip(f"-n tutorial-{name} link set lo up")
-        own_tmp = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs /tmp && cd / && exec "$@"', "sh"]
+        own_tmp = ["unshare", "-m", "sh", "-c", OWN_TMP, str(ROOT / ".venv")]
         inside = ["ip", "netns", "exec"]
         yield [*inside, "tutorial-head"], [*inside, "tutorial-worker", *own_tmp], HEAD, WORKER
     finally:
