@@ -139,7 +139,8 @@ def seen():
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """With `--faults-json`, which `make test-faults` gives, what was seen becomes the table of the page."""
+    """What was seen goes to out/faults.json, and where all went well to the file of `--faults-json`, which
+    `make test-faults` names: the table of the page."""
     path = session.config.getoption("--faults-json")
-    if path and exitstatus == 0:
-        results.write(Path(path), {"stamp": results.stamp({}), "faults": FOUND})
+    for file in [ROOT / "out" / "faults.json"] + [Path(path)] * bool(path and exitstatus == 0):
+        results.write(file, {"stamp": results.stamp({}), "faults": FOUND})

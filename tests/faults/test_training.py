@@ -21,7 +21,10 @@ TRAIN += cells.END
 def snapshot(storage: Path, name: str) -> dict:
     """What Ray Train notes of the run's checkpoints."""
     path = storage / name / "training" / "checkpoint_manager_snapshot.json"
-    return json.loads(path.read_text()) if path.is_file() else {"checkpoint_results": []}
+    text = path.read_text() if path.is_file() else ""
+    while path.is_file() and not text.endswith("}"):  # it is being written, and not in one go
+        text = path.read_text()
+    return json.loads(text) if text else {"checkpoint_results": []}
 
 
 def content(folder: Path) -> dict[str, str]:
