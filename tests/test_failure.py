@@ -44,6 +44,9 @@ def test_files_are_deleted_if_all_goes_well_and_kept_if_not(tmp_path):
                 raise OSError("gone")
 
     work_in(tmp_path / "good", fails=False)
+    assert not list((tmp_path / "good").iterdir())
+    with failure.in_one_line("training", "set X", tmp_path / "good"):
+        pass
     assert not (tmp_path / "good").exists()
     with pytest.raises(OSError, match="gone"):
         work_in(tmp_path / "bad", fails=True)

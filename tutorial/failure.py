@@ -31,10 +31,12 @@ def in_one_line(stage: str, hint: str, kept: Path | None = None) -> Iterator[Non
     Args:
         stage: the stage, for the line.
         hint: what to set or do.
-        kept: the folder that has the stage's files, if there are any.
+        kept: the folder that has the stage's files, if there are any; deleted if all goes well.
     """
     try:
         yield
+        if kept:
+            shutil.rmtree(kept, ignore_errors=True)
     except (RayError, TrainingFailedError, ExecutionTimeoutError) as error:
         files = f"; its files are kept in {kept}" if kept and kept.exists() else ""
         raise TutorialError(f"{stage}: {reason(error)}{files}; {hint}") from error
@@ -42,8 +44,9 @@ def in_one_line(stage: str, hint: str, kept: Path | None = None) -> Iterator[Non
 
 @contextmanager
 def kept(folder: str) -> Iterator[str]:
-    """A new folder below `folder` to work in. Both are deleted if all goes well; else, also where the process
-    is killed, what is in them stays, as the storage may be what failed."""
+    """A new folder below `folder` to work in. It is deleted if all goes well; else, also where the process is
+    killed, what is in it stays, as the storage may be what failed."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    yield tempfile.mkdtemp(dir=folder)
-    shutil.rmtree(folder, ignore_errors=True)  # other workers of this machine delete theirs
+    work = tempfile.mkdtemp(dir=folder)
+    yield work
+    shutil.rmtree(work)
