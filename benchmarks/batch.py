@@ -163,7 +163,7 @@ def main() -> None:
             try:
                 seconds = processed(names, sampling, warm, rows, blocks)
             finally:
-                with quiet.shutdown():
+                with quiet.reports():
                     ray.shutdown()
         return {"seconds": seconds, "rows_per_s": len(rows) / seconds}
 

@@ -22,7 +22,7 @@ results.write(Path("{path}"), {{
     "test_rows": len(used["test"]),
     "exact match": {{name: found.loc["exact match"].to_dict() for name, found in scores.items()}},
 }} | {more})
-with quiet.shutdown():
+with quiet.reports():
     ray.shutdown()
 store.close()
 """

@@ -141,7 +141,7 @@ def ray_serve(args: argparse.Namespace, model_path: Path, adapter: Path, overrid
             common.execute(common.cell("app = build_openai_app("), names)
         yield name
     finally:
-        with quiet.shutdown():
+        with quiet.reports():
             serve.shutdown()
             ray.shutdown()
         store.close()

@@ -24,7 +24,7 @@ BATCH = [
     "SYSTEMS = {'base model': SYSTEMS['base model']}",
     "cell-26d",
 ]
-END = ["with quiet.shutdown(): ray.shutdown()", "store.close()"]
+END = ["with quiet.reports(): ray.shutdown()", "store.close()"]
 
 
 def main() -> None:

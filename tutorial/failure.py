@@ -10,7 +10,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
-from tutorial import TutorialError, one_line
+from tutorial import TutorialError, one_line, quiet
 
 
 def reason(error: Exception) -> str:
@@ -28,13 +28,16 @@ def reason(error: Exception) -> str:
 def in_one_line(stage: str, hint: str, kept: Path | None = None) -> Iterator[None]:
     """Around a stage: what Ray reports on many lines becomes a `TutorialError`, its cause the whole report.
 
+    What Ray prints about processes that died and were started again is in its logs alone.
+
     Args:
         stage: the stage, for the line.
         hint: what to set or do.
         kept: the folder that has the stage's files, if there are any; deleted if all goes well.
     """
     try:
-        yield
+        with quiet.reports():
+            yield
         if kept:
             shutil.rmtree(kept, ignore_errors=True)
     except (RayError, TrainingFailedError, ExecutionTimeoutError) as error:

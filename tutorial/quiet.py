@@ -27,7 +27,7 @@ def cells() -> None:
 
 
 @contextlib.contextmanager
-def shutdown() -> Iterator[None]:
-    """Around Ray's shutdown, in which Ray reports the end of its own actors on standard output."""
+def reports() -> Iterator[None]:
+    """Around what ends processes of Ray's: its reports of that, on standard output, are in its logs too."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
