@@ -32,7 +32,7 @@ test: .venv/.ready lint docs
 slow: .venv/.ready
 	pytest -q -m slow
 
-# What they saw goes to benchmarks/faults.json.
+# What they saw is the table of the page's stage 7.
 test-faults: .venv/.ready
 	timeout 1800 pytest -q tests -m "faults or quick" --faults-json=benchmarks/faults.json --durations=0
 

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from tests.conftest import ROOT
-from tutorial import TutorialError, page
+from tutorial import TutorialError, page, plots
 from tutorial.settings import Settings
 
 NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
@@ -124,6 +124,13 @@ def test_the_outputs_are_those_of_this_code():
     stamp = NOTEBOOK.metadata["tutorial"]
     assert stamp["code"] == page.code_hash(NOTEBOOK), "the code changed since: `make run`, then `make page`"
     assert stamp["run"] == json.loads((ROOT / "results.json").read_text())["stamp"]
+
+
+def test_the_table_of_faults_is_what_their_tests_wrote():
+    path = ROOT / "benchmarks" / "faults.json"
+    [cell] = [cell for cell in CODE if "plots.faults(" in cell.source]
+    assert cell.outputs[0].data["text/markdown"] == plots.faults(path).data
+    assert len(json.loads(path.read_text())["faults"]) >= 12
 
 
 def test_outputs_of_other_code_are_refused(tmp_path):

@@ -78,6 +78,14 @@ def scores(found: dict[str, pd.DataFrame]) -> Markdown:
     return table(pd.DataFrame(columns, index=next(iter(found.values())).index), index=True)
 
 
+def faults(path: str | Path) -> Markdown:
+    """benchmarks/faults.json, as the tests of tests/faults wrote it: a row a fault; recovery in seconds."""
+    found = pd.DataFrame(json.loads(Path(path).read_text(encoding="utf-8"))["faults"])
+    names = {"recovery_s": "after, s"}
+    shown = found.astype({"recovery_s": object}).fillna({"recovery_s": "-"}).rename(columns=names)
+    return table(shown, longest=200)
+
+
 def by_attribute(found: pd.DataFrame) -> Markdown:
     """`score.by_attribute`, of the attributes that the targets have."""
     shown = found[found["support"] > 0].sort_values("support", ascending=False, kind="stable")
