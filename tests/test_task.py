@@ -1,5 +1,4 @@
 import importlib
-import io
 import re
 
 import pytest
@@ -40,8 +39,7 @@ def test_the_second_task_has_its_own_columns_and_unseen_names():
 def test_columns_and_system_prompt_become_the_turns(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(GOOD))
-    line = io.BytesIO(b'{"q": "one", "a": "two", "more": 3}')
-    [row] = data.parse(line, "train.jsonl", task.load(str(path)))
+    [row] = data.parse(b'{"q": "one", "a": "two", "more": 3}', "train.jsonl", task.load(str(path)))
     assert row == {"instruction": "Answer.", "input": "one", "output": "two"}
     roles = [(turn["role"], turn["content"]) for turn in data.messages(row, [{"input": "x", "output": "y"}])]
     assert roles == [("system", "Answer."), ("user", "x"), ("assistant", "y"), ("user", "one")]

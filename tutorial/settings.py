@@ -58,7 +58,6 @@ class Settings(BaseSettings):
     shared_dir: Path | None = None
     task: str = "viggo"
     data: str | None = None
-    skip_bad_rows: bool = False
     model: str | None = None
     recipe: Path | None = None
     train_rows: PositiveInt | None = None
