@@ -12,42 +12,20 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow.fs
 from pyarrow.fs import FileSelector, FileType
-from tenacity import (
-    Retrying,
-    retry,
-    retry_if_exception,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_exponential,
-    wait_fixed,
-)
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from tutorial import TutorialError, one_line
-from tutorial.settings import ROOT, joins_cluster
+from tutorial.settings import joins_cluster
 
 BUCKET = "tutorial"  # the bucket on the run's own S3 server
 SCHEMES = ("s3", "gs")
 NOT_OURS = ("AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
 FREE_BYTES = 6 * 2**30  # base model, checkpoints, Ray's object store and logs of a cpu run
-STORED_BYTES = 2**30  # two checkpoints, the adapter, data and answers
-PROBE_S = 8  # seconds for the storage to answer at the start
-PATIENCE_S = 60  # seconds during which a storage that fails later is asked again
-TIME_LIMITS = {"connect_timeout": 3, "request_timeout": 20}  # seconds without a byte from S3
-HINTS = {
-    "s3": "; check the keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and AWS_ENDPOINT_URL",
-    "gs": "; check the keys (GOOGLE_APPLICATION_CREDENTIALS)",
-}
-
-T = TypeVar("T")
 
 
 class S3Server:
@@ -93,7 +71,7 @@ class S3Server:
         )
         def ask():
             if self._process.poll() is None:
-                files, path = file_system(f"s3://{BUCKET}")
+                files, path = pyarrow.fs.FileSystem.from_uri(f"s3://{BUCKET}")
                 if files.get_file_info(path).type != FileType.Directory:
                     raise OSError("the bucket is not there yet")
 
@@ -116,7 +94,6 @@ class S3Server:
             session_token=own["AWS_SESSION_TOKEN"],
             endpoint_override=own["AWS_ENDPOINT_URL_S3"] or own["AWS_ENDPOINT_URL"],
             region=own["AWS_REGION"] or own["AWS_DEFAULT_REGION"],
-            **TIME_LIMITS,
         )
 
     def stop(self) -> None:
@@ -144,35 +121,28 @@ class Storage:
         root: the storage, without the run's prefix.
         run_name: the run; its files stand under `<root>/<run_name>/`.
         server: the run's own S3 server, None where the storage is somebody else's.
-        local: the folder for files that the storage did not take.
     """
 
     root: str
     run_name: str
     server: S3Server | None = None
-    local: Path = ROOT / "out"
     _own: Path | None = None
 
     @classmethod
-    def open(
-        cls,
-        uri: str | None,
-        run_name: str,
-        needs_bytes: int = FREE_BYTES,
-        stores_bytes: int = STORED_BYTES,
-    ) -> "Storage":
+    def open(cls, uri: str | None, run_name: str, needs_bytes: int = FREE_BYTES) -> "Storage":
         """Find the storage, and write, read and delete a small object there before any long work.
 
         Raises:
-            TutorialError: unknown scheme, no such bucket, refused keys, too little free disk (`needs_bytes`
-                in the temporary folder, `stores_bytes` where the storage is a folder), or no answer within
-                `PROBE_S` seconds.
+            TutorialError: unknown scheme, no such bucket, refused keys, too little free disk.
         """
         scheme = uri.split("://")[0] if uri and "://" in uri else None
         if scheme and scheme not in SCHEMES:
             known = "a folder, s3://bucket/prefix or gs://bucket/prefix"
             raise TutorialError(f"STORAGE={uri}: unknown scheme {scheme!r}; set {known}")
-        _check_disk(tempfile.gettempdir(), needs_bytes, "TMPDIR")
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        if free < needs_bytes:
+            has = f"{free / 2**30:.1f} GiB free, the run needs {needs_bytes / 2**30:.0f}"
+            raise TutorialError(f"{tempfile.gettempdir()}: {has}; set TMPDIR to a larger disk")
         storage = cls(root=f"s3://{BUCKET}" if uri is None else uri.rstrip("/"), run_name=run_name)
         try:
             if scheme is None:  # the engines read from object stores alone
@@ -180,8 +150,6 @@ class Storage:
             if uri and scheme is None:
                 storage.root = str(Path(uri).expanduser().resolve())
             storage._probe()
-            if "://" not in storage.root:
-                _check_disk(storage.root, stores_bytes, "STORAGE")
             if storage.listing():
                 raise TutorialError(f"RUN_NAME={run_name}: {storage} holds a run of this name; set another")
         except TutorialError:
@@ -216,32 +184,17 @@ class Storage:
         return "/".join((self.root, self.run_name, *parts))
 
     def publish(self, folder: str | Path, name: str, files: list[str]) -> str:
-        """Copy the named files of a local folder to this run's `name`; the address that they got.
-
-        Raises:
-            TutorialError: the storage did not take them; names the folder below `local` that has them now,
-                as theirs may be a temporary one.
-        """
-
-        def copy() -> None:
-            target, path = file_system(self.uri(name))
-            target.create_dir(path, recursive=True)
-            for file in files:
-                pyarrow.fs.copy_files(
-                    f"{folder}/{file}",
-                    f"{path}/{file}",
-                    source_filesystem=pyarrow.fs.LocalFileSystem(),
-                    destination_filesystem=target,
-                )
-
-        try:
-            _insist(f"STORAGE={self.root}: {name} cannot be written", copy)
-        except TutorialError as error:
-            kept = self.local / self.run_name / name
-            kept.mkdir(parents=True, exist_ok=True)
-            for file in files:
-                shutil.copy(Path(folder, file), kept)
-            raise TutorialError(f"{error}; its files are kept in {kept}") from None
+        """Copy the named files of a local folder to this run's `name`; the address that they got."""
+        target, path = _files(self.uri(name))
+        target.create_dir(path, recursive=True)
+        local = pyarrow.fs.LocalFileSystem()
+        for file in files:
+            pyarrow.fs.copy_files(
+                f"{folder}/{file}",
+                f"{path}/{file}",
+                source_filesystem=local,
+                destination_filesystem=target,
+            )
         return self.uri(name)
 
     def for_engines(self, name: str) -> str:
@@ -257,25 +210,17 @@ class Storage:
 
     def listing(self) -> dict[str, int]:
         """Sizes in bytes of this run's files, by their path under the run's prefix."""
-
-        def ask() -> dict[str, int]:
-            files, path = file_system(self.uri())
-            found = files.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
-            prefix = path.rstrip("/") + "/"
-            return {i.path.removeprefix(prefix): i.size for i in found if i.type == FileType.File}
-
-        return _insist(f"STORAGE={self.root}: the files of {self.run_name} cannot be listed", ask)
+        files, path = _files(self.uri())
+        found = files.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
+        prefix = path.rstrip("/") + "/"
+        return {i.path.removeprefix(prefix): i.size for i in found if i.type == FileType.File}
 
     def clean_up(self) -> int:
         """Delete what this run wrote, nothing else: the number of files deleted."""
         count = len(self.listing())
-
-        def delete() -> None:
-            files, path = file_system(self.uri())
-            if files.get_file_info(path.rstrip("/")).type == FileType.Directory:
-                files.delete_dir(path.rstrip("/"))
-
-        _insist(f"STORAGE={self.root}: the files of {self.run_name} cannot be deleted", delete)
+        files, path = _files(self.uri())
+        if files.get_file_info(path.rstrip("/")).type == FileType.Directory:
+            files.delete_dir(path.rstrip("/"))
         return count
 
     def close(self) -> None:
@@ -294,103 +239,43 @@ class Storage:
         self.server.wait()
 
     def _probe(self) -> None:
-        """TutorialError if the storage cannot be written, read and deleted from within `PROBE_S`."""
-        # In a thread of its own: the clients of S3 and GCS wait for a silent server for minutes.
-        probe: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                probe.set_result(self._write_read_delete())
-            except Exception as error:
-                probe.set_exception(error)
-
-        threading.Thread(target=run, daemon=True).start()
         try:
-            probe.result(timeout=PROBE_S)
+            files, path = _files(self.root)
+            if "://" in self.root:  # pyarrow would write to a bucket that is not there without a word
+                bucket = path.split("/")[0]
+                if files.get_file_info(bucket).type == FileType.NotFound:
+                    raise TutorialError(
+                        f"STORAGE={self.root}: there is no bucket {bucket!r}, or these keys cannot see it"
+                    )
+            else:
+                files.create_dir(path, recursive=True)
+            probe = f"{path}/{self.run_name}.probe"
+            with files.open_output_stream(probe) as stream:
+                stream.write(b"probe")
+            with files.open_input_stream(probe) as stream:
+                stream.read()
+            files.delete_file(probe)
         except (OSError, ValueError) as error:
-            reason = one_line(error) if probe.done() else f"no answer within {PROBE_S} s"
-            hint = HINTS.get(self.root.split("://")[0], "")
-            raise TutorialError(f"STORAGE={self.root}: {reason}{hint}") from None
-
-    def _write_read_delete(self) -> None:
-        files, path = file_system(self.root)
-        if "://" in self.root:  # pyarrow would write to a bucket that is not there without a word
-            bucket = path.split("/")[0]
-            if files.get_file_info(bucket).type == FileType.NotFound:
-                raise TutorialError(
-                    f"STORAGE={self.root}: there is no bucket {bucket!r}, or these keys cannot see it"
-                )
-        else:
-            files.create_dir(path, recursive=True)
-        probe = f"{path}/{self.run_name}.probe"
-        with files.open_output_stream(probe) as stream:
-            stream.write(b"probe")
-        with files.open_input_stream(probe) as stream:
-            if stream.read() != b"probe":
-                raise OSError(f"{probe} does not hold what was written")
-        files.delete_file(probe)
+            keys = "; check the keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and AWS_ENDPOINT_URL"
+            hint = keys if self.root.startswith("s3://") else ""
+            raise TutorialError(f"STORAGE={self.root}: {one_line(error)}{hint}") from None
 
 
 def fetch(source: str, target: str | Path) -> None:
-    """Copy all files under one address to another: folders and `s3://`, `gs://` addresses alike.
-
-    Raises:
-        TutorialError: one of the two failed, and went on failing for `PATIENCE_S`.
-    """
-
-    def copy() -> None:
-        source_files, source_path = file_system(source)
-        target_files, target_path = file_system(str(target))
-        target_files.create_dir(target_path, recursive=True)
-        pyarrow.fs.copy_files(
-            source_path,
-            target_path,
-            source_filesystem=source_files,
-            destination_filesystem=target_files,
-        )
-
-    _insist(f"STORAGE: {source} cannot be copied to {target}", copy)
+    """Copy all files under one address to another: folders and `s3://`, `gs://` addresses alike."""
+    source_files, source_path = _files(source)
+    target_files, target_path = _files(str(target))
+    target_files.create_dir(target_path, recursive=True)
+    pyarrow.fs.copy_files(
+        source_path,
+        target_path,
+        source_filesystem=source_files,
+        destination_filesystem=target_files,
+    )
 
 
-def _insist(failure: str, do: Callable[[], T]) -> T:
-    """What `do` returns. Where a storage fails it is called again, with growing waits, for `PATIENCE_S`.
-
-    Raises:
-        TutorialError: `failure`, and the last error.
-    """
-
-    def may_pass(error: BaseException) -> bool:
-        return isinstance(error, OSError) and error.errno is None  # with one, it is this machine's own
-
-    try:
-        return Retrying(
-            retry=retry_if_exception(may_pass),
-            stop=stop_after_delay(PATIENCE_S),
-            wait=wait_exponential(max=10),
-            reraise=True,
-        )(do)
-    except OSError as error:
-        raise TutorialError(f"{failure} ({one_line(error)})") from None
-
-
-def file_system(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """pyarrow's file system for an address, and the path on it; with time limits, as those of pyarrow are
-    minutes."""
-    if uri.startswith("gs://"):
-        uri += f"?retry_limit_seconds={PATIENCE_S}"
-    files, path = pyarrow.fs.FileSystem.from_uri(uri)
-    if isinstance(files, pyarrow.fs.S3FileSystem):
-        # An s3:// address has no room for them, so what pyarrow made of it is made again, as by pickle.
-        make, (options,) = files.__reduce__()
-        files = make(options | TIME_LIMITS)
-    return files, path
-
-
-def _check_disk(folder: str, needed: int, setting: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        has = f"{free / 2**30:.1f} GiB free, the run needs {needed / 2**30:.0f}"
-        raise TutorialError(f"{folder}: {has}; set {setting} to a larger disk")
+def _files(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    return pyarrow.fs.FileSystem.from_uri(uri)
 
 
 def _free_port() -> int:
