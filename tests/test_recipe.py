@@ -9,10 +9,15 @@ GPU, CPU = ROOT / "lora_sft_ray.yaml", ROOT / "lora_sft_ray_cpu.yaml"
 MAY_DIFFER = {
     "model_name_or_path",
     "cutoff_len",
+    "packing",
+    "enable_liger_kernel",
     "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
     "num_train_epochs",
     "learning_rate",
     "logging_steps",
+    "save_steps",
     "use_cpu",
     "disable_gradient_checkpointing",
     "ray",
@@ -30,6 +35,11 @@ def test_the_ray_section_is_taken_out(path):
     assert "ray" not in args
     assert set(ray) == recipe.RAY_KEYS
     assert isinstance(args["learning_rate"], float)  # YAML reads 1e-3 as a word
+
+
+def test_a_pack_takes_no_row_of_its_own_length():
+    assert recipe.longest_row({"cutoff_len": 8}) == 8
+    assert recipe.longest_row({"cutoff_len": 8, "packing": True}) == 7
 
 
 RAY = (

@@ -40,6 +40,12 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return args, ray_section
 
 
+def longest_row(args: dict[str, Any]) -> int:
+    """Tokens of the longest row that is trained whole: LLaMA-Factory cuts longer ones, and leaves out of its
+    packs those that would fill one alone (llamafactory.data.processor.supervised)."""
+    return args["cutoff_len"] - bool(args.get("packing"))
+
+
 def _llamafactory_keys() -> set[str]:
     # Imported here: LLaMA-Factory brings torch and transformers, and takes seconds.
     from llamafactory.hparams import (
