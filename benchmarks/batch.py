@@ -129,7 +129,7 @@ def main() -> None:
     rows = common.rows(args.rows, args.data)
     sampling = {"temperature": 0.0, "max_tokens": args.tokens, "ignore_eos": True}
     store = storage.Storage.open(None, "benchmark-batch")
-    common.publish(store, adapter)
+    common.publish(store, adapter, model_path)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
     def measure(name: str, overrides: dict) -> dict[str, Any]:

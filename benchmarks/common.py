@@ -1,11 +1,13 @@
 """What the benchmarks on a GPU share: cells of the notebook, models, rows, command line, table and JSON."""
 
 import argparse
+import contextlib
+import io
 import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from tutorial import data, failure, model, results, settings, storage, task
+from tutorial import adapters, data, failure, model, results, settings, storage, task
 from tutorial.settings import ROOT
 
 # Shapes with random weights: the speed of a model does not depend on their values.
@@ -38,7 +40,6 @@ SHAPES = {
 }
 RANK = 8  # of the adapter, as in lora_sft_ray.yaml
 ADAPTER = "random"  # the adapter's name
-ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 TASK = task.load("viggo")
 
 
@@ -183,9 +184,57 @@ def engine_kwargs(chosen: settings.Profile) -> dict[str, Any]:
     return chosen.engine | {"enable_lora": True, "max_lora_rank": RANK}
 
 
-def publish(store: storage.Storage, adapter: Path) -> None:
+def publish(store: storage.Storage, adapter: Path, base: Path) -> None:
     """Put the adapter where Ray's engines look for it."""
-    store.publish(adapter, f"adapters/{ADAPTER}", ADAPTER_FILES)
+    adapters.publish(store, adapter, ADAPTER, base=str(base), max_rank=RANK, recipe={})
+
+
+@contextlib.contextmanager
+def served(
+    chosen: settings.Profile, adapter: Path, engine: dict[str, Any], **config: Any
+) -> Iterator[dict[str, Any]]:
+    """Run the notebook's serving cell on a Ray of its own; the names that it knows and defines.
+
+    Args:
+        chosen: the profile, whose `model` is a folder.
+        adapter: an adapter's folder; it is served as `ADAPTER`.
+        engine: vLLM's engine_kwargs.
+        config: settings to lay over those of the environment.
+    """
+    import ray
+    from ray import serve
+
+    from tutorial import quiet, serving
+
+    store = storage.Storage.open(None, "benchmark-serving")
+    names = {
+        "adapter": ADAPTER,
+        "adapters": adapters,
+        "clock": results.Stopwatch(),
+        "config": settings.load().model_copy(update=config),
+        "engine_kwargs": engine,
+        "model_source": chosen.model,
+        "Path": Path,
+        "profile": chosen,
+        "serving": serving,
+        "store": store,
+    }
+    try:
+        publish(store, adapter, Path(chosen.model))
+        ray.init(
+            runtime_env=settings.runtime_env(store.worker_env()),
+            log_to_driver=False,
+            logging_level="error",
+            **settings.local_cluster(),
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            execute(cell("app = endpoint.build("), names)
+        yield names
+    finally:
+        with quiet.reports():
+            serve.shutdown()
+            ray.shutdown()
+        store.close()
 
 
 def prepare(name: str) -> tuple[Path, Path]:
@@ -193,7 +242,7 @@ def prepare(name: str) -> tuple[Path, Path]:
     config = settings.load()
     real = model.folder(config.model or model.PACKAGED, config.shared_folder())
     folder = config.shared_folder() / "models" / f"benchmark-{name}"
-    if not (folder / "adapter" / ADAPTER_FILES[1]).is_file():
+    if not (folder / "adapter" / adapters.WEIGHTS).is_file():
         alone(_make, name, real, folder)
     return (folder if name in SHAPES else real), folder / "adapter"
 

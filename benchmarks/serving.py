@@ -47,8 +47,15 @@ CANDIDATES = {
 MEASURES = ("p50_ttft_ms", "p99_ttft_ms", "p50_tpot_ms", "p99_tpot_ms", "request_throughput")
 
 
-def bench(url: str, name: str, model_path: Path, prompts: Path, args: argparse.Namespace) -> list[dict]:
-    """`vllm bench serve`, once for each number of concurrent requests."""
+def bench(  # noqa: PLR0917
+    url: str,
+    name: str,
+    model_path: Path,
+    prompts: Path,
+    args: argparse.Namespace,
+    measures: tuple[str, ...] = MEASURES,
+) -> list[dict]:
+    """`vllm bench serve`, once for each number of concurrent requests: milliseconds, requests a second."""
     from vllm.benchmarks.serve import add_cli_args
     from vllm.benchmarks.serve import main as bench_serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -60,15 +67,15 @@ def bench(url: str, name: str, model_path: Path, prompts: Path, args: argparse.N
         command = f"""--backend openai-chat --base-url {url} --endpoint /v1/chat/completions --model {name}
             --tokenizer {model_path} --dataset-name custom --dataset-path {prompts} --skip-chat-template
             --custom-output-len -1 --ignore-eos --temperature 0 --num-prompts {args.each * max(level, 4)}
-            --max-concurrency {level} --num-warmups {level} --percentile-metrics ttft,tpot
-            --metric-percentiles 50,99 --disable-tqdm"""
+            --max-concurrency {level} --num-warmups {level} --percentile-metrics ttft,tpot,e2el
+            --metric-percentiles 50,95,99 --disable-tqdm"""
         with contextlib.redirect_stdout(said := io.StringIO()):
             answered = bench_serve(options.parse_args(command.split()))
         if answered["failed"] or not answered["completed"]:
             raise RuntimeError(
                 f"{answered['failed']} of {level}'s requests failed: {said.getvalue()[-1000:]}"
             )
-        found.append({"concurrency": level} | {key: answered[key] for key in MEASURES})
+        found.append({"concurrency": level} | {key: answered[key] for key in measures})
     return found
 
 
@@ -103,76 +110,53 @@ def vllm_serve(args: argparse.Namespace, model_path: Path, adapter: Path) -> Ite
 @contextlib.contextmanager
 def ray_serve(args: argparse.Namespace, model_path: Path, adapter: Path, overrides: dict) -> Iterator[str]:
     """The Serve app of the notebook's cell; the name to ask for."""
-    import ray
-    from ray import serve
-
-    from tutorial import quiet, results, settings
-    from tutorial import serving as tutorial_serving
-    from tutorial.storage import Storage
-
-    one = {"deployment_config": {"autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}}
-    profile = common.profile(args, model_path, {"serving": one | overrides.get("serving", {})})
+    profile = common.profile(args, model_path, {"serving": overrides.get("serving", {})})
+    profile.serving["deployment_config"]["autoscaling_config"] = {"min_replicas": 1, "max_replicas": 1}
     engine, name = common.engine_kwargs(profile), f"{model_path.name}:{common.ADAPTER}"
     if "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING" in os.environ:
         # The requests go past the part of Ray Serve that fetches adapters: vLLM is told of it at its start.
         from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 
         engine["lora_modules"] = [LoRAModulePath(name=name, path=str(adapter))]
-    store = Storage.open(None, "benchmark-serving")
-    common.publish(store, adapter)
-    names = {
-        "clock": results.Stopwatch(),
-        "config": settings.load().model_copy(update={"port": args.port}),
-        "engine_kwargs": engine,
-        "model_source": str(model_path),
-        "Path": Path,
-        "profile": profile,
-        "serving": tutorial_serving,
-        "store": store,
-    }
-    try:
-        ray.init(
-            runtime_env=settings.runtime_env(store.worker_env()),
-            log_to_driver=False,
-            logging_level="error",
-            **settings.local_cluster(),
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            common.execute(common.cell("app = build_openai_app("), names)
+    with common.served(profile, adapter, engine, port=args.port) as names:
+        os.environ["OPENAI_API_KEY"] = names["api_keys"][0]  # where vLLM's client looks for it
         yield name
-    finally:
-        with quiet.reports():
-            serve.shutdown()
-            ray.shutdown()
-        store.close()
+
+
+@contextlib.contextmanager
+def prompts(args: argparse.Namespace, model_path: Path) -> Iterator[Path]:
+    """A file of questions, each with the number of tokens of the row's own answer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    lines = [
+        {
+            "prompt": row["instruction"] + "\n" + row["input"],
+            "output_tokens": len(tokenizer(row["output"])["input_ids"]),
+        }
+        for row in common.rows(args.rows, args.data)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "prompts.jsonl")
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        yield path
 
 
 def measure(
     name: str, overrides: dict, args: argparse.Namespace, model_path: Path, adapter: Path
 ) -> dict[str, Any]:
     """Start one server, ask it, stop it."""
-    asks = [
-        (row["instruction"] + "\n" + row["input"], row["output"]) for row in common.rows(args.rows, args.data)
-    ]
     server = (
         vllm_serve(args, model_path, adapter)
         if name == VLLM
         else ray_serve(args, model_path, adapter, overrides)
     )
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    with tempfile.TemporaryDirectory() as folder:
-        prompts = Path(folder, "prompts.jsonl")
-        lines = [
-            {"prompt": asked, "output_tokens": len(tokenizer(answer)["input_ids"])} for asked, answer in asks
-        ]
-        prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with prompts(args, model_path) as path:
         start = time.monotonic()
         with server as served:
             ready_s = time.monotonic() - start
             url = f"http://127.0.0.1:{args.port}"
-            levels = common.alone(bench, url, served, model_path, prompts, args)
+            levels = common.alone(bench, url, served, model_path, path, args)
     return {"ready_s": ready_s, "levels": levels}
 
 

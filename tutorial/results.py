@@ -37,7 +37,7 @@ def stamp(cluster: dict[str, float]) -> dict[str, Any]:
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "python": platform.python_version(),
-        "packages": {p: v for p in PACKAGES if (v := _version(p))},
+        "packages": versions(),
         "machine": {
             "cpus": os.cpu_count(),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
@@ -45,6 +45,11 @@ def stamp(cluster: dict[str, float]) -> dict[str, Any]:
             "accelerators": sorted(kinds),
         },
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on, as far as they are installed."""
+    return {package: found for package in PACKAGES if (found := _version(package))}
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

@@ -10,7 +10,15 @@ from typing import Any, Literal
 
 import yaml
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
@@ -66,7 +74,9 @@ class Settings(BaseSettings):
     test_rows: PositiveInt | None = None
     workers: PositiveInt | None = None
     port: int = Field(8000, ge=1, le=65535)
+    api_keys: SecretStr | None = None
     serve_timeout_s: PositiveInt = 900
+    request_timeout_s: PositiveInt = 60
     batch_timeout_s: PositiveInt = 900
     kill_worker: bool = True
     clean_up: bool = False

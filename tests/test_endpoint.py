@@ -1,0 +1,279 @@
+"""The notebook's serving cell, alive: Ray Serve and vLLM, a tiny model with random weights, two adapters."""
+
+import argparse
+import json
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+import ray
+import requests
+from pydantic import SecretStr
+from ray import serve
+
+from benchmarks import common
+from tutorial import TutorialError, adapters, endpoint, quiet, results, serving, settings, storage
+
+KEYS = ["a-key-of-the-first-team", "a-key-of-the-second-team"]
+PORT, TIME_LIMIT_S, MOST_TOKENS = 8123, 8, 1500
+LONG = {"max_tokens": MOST_TOKENS, "extra_body": {"ignore_eos": True}}
+
+
+@pytest.fixture(scope="module")
+def service():
+    """The cell's names, while its application runs."""
+    args = argparse.Namespace(small=True, model="tiny")
+    model_path, adapter = common.prepare("tiny")
+    bounds = {"max_ongoing_requests": 4, "max_queued_requests": 4}
+    profile = common.profile(args, model_path, {})
+    profile.engine |= {"max_model_len": 2048, "override_generation_config": {"max_new_tokens": MOST_TOKENS}}
+    profile.serving["deployment_config"] |= bounds
+    store = storage.Storage.open(None, "endpoint-1")
+    made_by = {"base": str(model_path), "max_rank": common.RANK, "recipe": {}}
+    adapters.publish(store, adapter, "one", **made_by)
+    config = settings.load().model_copy(
+        update={"port": PORT, "request_timeout_s": TIME_LIMIT_S, "api_keys": SecretStr(", ".join(KEYS))}
+    )
+    names = {
+        "adapter": "one",
+        "adapters": adapters,
+        "adapter_folder": adapter,
+        "clock": results.Stopwatch(),
+        "config": config,
+        "engine_kwargs": common.engine_kwargs(profile),
+        "made_by": made_by,
+        "model_source": str(model_path),
+        "Path": Path,
+        "profile": profile,
+        "serving": serving,
+        "store": store,
+    }
+    try:
+        ray.init(log_to_driver=False, logging_level="error", **settings.local_cluster())
+        common.execute(common.cell("app = endpoint.build("), names)
+        yield names
+    finally:
+        with quiet.reports():
+            serve.shutdown()
+            ray.shutdown()
+        store.close()
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key=KEYS[0], max_retries=0)
+
+
+def ask(client, model="benchmark-tiny", **options):
+    asked = [{"role": "user", "content": "Tell me of a game."}]
+    return client.chat.completions.create(model=model, messages=asked, temperature=0, **options)
+
+
+def metric(name: str, **labels: str) -> float:
+    """The sum of a metric of Ray's and vLLM's Prometheus endpoints, on all nodes."""
+    text = ""
+    for node in ray.nodes():
+        text += requests.get(
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}", timeout=10
+        ).text
+    lines = [line for line in text.splitlines() if line.startswith(name + "{")]
+    assert lines, f"no {name}"
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in lines
+        if all(f'{k}="{v}"' in line for k, v in labels.items())
+    )
+
+
+def test_nobody_gets_in_without_a_key(service):
+    url = f"http://127.0.0.1:{PORT}"
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEYS[0]}"}):
+        for path in ("/v1/models", "/v1/models/benchmark-tiny", "/v1/chat/completions", "/docs", "/nowhere"):
+            answer = requests.get(url + path, headers=headers, timeout=10)
+            assert answer.status_code == 401, path
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+            assert "access-control-allow-origin" not in answer.headers
+    for key in (KEYS[0][:-1], ", ".join(KEYS), endpoint.digest(KEYS[0])):
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{url}/v1", api_key=key).models.list()
+    for key in KEYS:
+        assert openai.OpenAI(base_url=f"{url}/v1", api_key=key).models.list().data
+
+
+def test_no_site_may_ask_with_a_visitor_s_credentials(service):
+    headers = {"Authorization": f"Bearer {KEYS[0]}", "Origin": "https://example.com"}
+    answer = requests.get(f"http://127.0.0.1:{PORT}/v1/models", headers=headers, timeout=10)
+    assert answer.ok
+    assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+def test_it_listens_on_loopback(service):
+    listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == PORT}
+    assert listening == {"127.0.0.1"}
+
+
+def test_no_key_stands_in_a_log(service):
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    for path in session.joinpath("logs").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [key for key in KEYS if key.encode() in content], path.name
+
+
+def test_keys_that_cannot_be():
+    with pytest.raises(TutorialError, match=r"^API_KEYS: a key has fewer than 16 characters") as error:
+        endpoint.keys(SecretStr("a-key-of-the-first-team, short"))
+    assert "short" not in str(error.value)
+    assert endpoint.keys(SecretStr(" , ".join(KEYS))) == KEYS
+    assert len(endpoint.keys(None)[0]) > 30
+    with pytest.raises(TutorialError, match=r"^API_KEYS is not set"):
+        endpoint.build({"llm_configs": []})
+
+
+def test_models_that_are_not_there(client):
+    for name in ("benchmark-tiny:nobody", "other-model", "other-model:one"):
+        with pytest.raises(openai.NotFoundError, match=name) as error:
+            ask(client, name)
+        assert error.value.code == "model_not_found"
+
+
+def test_an_adapter_published_while_serving(service, client, tmp_path):
+    def listed():
+        return [model.id for model in client.models.list()]
+
+    assert listed() == ["benchmark-tiny", "benchmark-tiny:one"]
+    # The same adapter with its B negated: as good as another training.
+    from safetensors.numpy import load_file, save_file
+
+    for file in adapters.FILES:
+        (tmp_path / file).write_bytes(Path(service["adapter_folder"], file).read_bytes())
+    weights = load_file(tmp_path / adapters.WEIGHTS)
+    save_file({k: -v if "lora_B" in k else v for k, v in weights.items()}, tmp_path / adapters.WEIGHTS)
+    adapters.publish(service["store"], tmp_path, "two", **service["made_by"])
+    assert listed() == ["benchmark-tiny", "benchmark-tiny:one", "benchmark-tiny:two"]
+
+    def text(name):
+        return ask(client, name, max_tokens=12).choices[0].message.content
+
+    alone = [text(name) for name in listed()]
+    assert len(set(alone)) == 3, "each is a model of its own"
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(text, listed())) == alone
+
+
+def test_streamed_and_not_from_python_and_from_curl(client):
+    whole = ask(client, max_tokens=20).choices[0].message.content
+    pieces = [
+        chunk.choices[0].delta.content or ""
+        for chunk in ask(client, max_tokens=20, stream=True)
+        if chunk.choices
+    ]
+    assert "".join(pieces) == whole
+    assert len(pieces) > 2
+    body = {
+        "model": "benchmark-tiny",
+        "messages": [{"role": "user", "content": "Tell me of a game."}],
+        "temperature": 0,
+        "max_tokens": 20,
+    }
+    command = [
+        "curl",
+        "-s",
+        f"http://127.0.0.1:{PORT}/v1/chat/completions",
+        "-H",
+        "Content-Type: application/json",
+    ]
+    command += ["-H", f"Authorization: Bearer {KEYS[1]}", "-d", json.dumps(body)]
+    answered = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert answered["choices"][0]["message"]["content"] == whole
+    guided = ask(client, max_tokens=20, extra_body={"structured_outputs": {"choice": ["a game", "no game"]}})
+    assert guided.choices[0].message.content in ("a game", "no game")
+
+
+def test_bad_requests_are_the_client_s_own_errors(client):
+    with pytest.raises(openai.BadRequestError):
+        ask(client, max_tokens=-1)
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="benchmark-tiny", messages="no list")
+
+
+def test_an_answer_ends_at_the_most_tokens(client):
+    assert (
+        ask(client, max_tokens=MOST_TOKENS + 300, extra_body={"ignore_eos": True}).usage.completion_tokens
+        == MOST_TOKENS
+    )
+
+
+def test_too_many_requests_are_told_to_come_back(client):
+    def one(_, asker=client):
+        try:
+            return ask(asker, **LONG | {"max_tokens": 300}).usage.completion_tokens
+        except openai.InternalServerError as error:
+            return error
+
+    with ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(one, range(24)))
+    refused = [each for each in found if isinstance(each, Exception)]
+    assert refused
+    assert all(each.status_code == 503 and each.response.headers["retry-after"] == "1" for each in refused)
+    assert [each for each in found if each == 300], "those who were let in are served"
+
+    patient = client.with_options(max_retries=20)  # it waits as long as it is told to
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(lambda n: one(n, patient), range(12))) == [300] * 12
+
+
+def test_a_client_that_goes_away_frees_its_place(client):
+    streams = [ask(client, stream=True, **LONG) for _ in range(4)]  # as many as are let in
+    for stream in streams:
+        next(stream)
+    start = time.monotonic()
+    for stream in streams:
+        stream.close()
+    ask(client, max_tokens=1)
+    waited = time.monotonic() - start
+    start = time.monotonic()
+    ask(client, **LONG)
+    assert waited < (time.monotonic() - start) / 2, "it waited for answers that nobody wanted"
+
+
+def test_a_request_that_is_stuck_ends_and_the_others_are_served(client):
+    replicas = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "ray::ServeReplica:llm:LLMServer" in " ".join(process.info["cmdline"] or [])
+    ]
+    assert len(replicas) == 1
+    replicas[0].suspend()
+    try:
+        start = time.monotonic()
+        with pytest.raises(openai.APIStatusError) as error:
+            ask(client, max_tokens=5)
+        assert error.value.status_code == 408
+        assert time.monotonic() - start < TIME_LIMIT_S + 4
+    finally:
+        replicas[0].resume()
+    with ThreadPoolExecutor(4) as pool:
+        assert [
+            r.usage.completion_tokens for r in pool.map(lambda _: ask(client, max_tokens=5), range(4))
+        ] == [5] * 4
+
+
+def test_metrics(client):
+    before = 0.0
+    with suppress(AssertionError):
+        before = metric("ray_vllm_generation_tokens_total")
+    ask(client, max_tokens=30, extra_body={"ignore_eos": True})
+    for _ in range(40):  # Ray collects them every few seconds
+        with suppress(AssertionError):
+            if metric("ray_vllm_generation_tokens_total") >= before + 30:
+                break
+        time.sleep(1)
+    assert metric("ray_vllm_generation_tokens_total") >= before + 30
+    for name in ("ray_vllm_num_requests_running", "ray_serve_deployment_replica_healthy"):
+        metric(name)

@@ -1,0 +1,132 @@
+"""The service's door: Ray Serve LLM's ingress, with keys, and errors that OpenAI's client understands."""
+
+import hashlib
+import hmac
+import secrets
+
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from pydantic import SecretStr
+from ray import serve
+from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
+from ray.llm._internal.serve.core.ingress.ingress import DEFAULT_ENDPOINTS, init
+from ray.serve.deployment import Application
+from ray.serve.exceptions import BackPressureError
+from ray.serve.llm import LLMServingArgs, build_llm_deployment
+from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
+from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tutorial import TutorialError, settings
+
+ROUTES = ("models", "model_data", "completions", "chat")  # what is offered of `DEFAULT_ENDPOINTS`
+KEY_LENGTH = 16  # characters, at least
+
+
+def error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error as OpenAI's API words it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    content = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return JSONResponse(content, status, headers)
+
+
+def keys(given: SecretStr | None) -> list[str]:
+    """The keys of `API_KEYS`, separated by commas; one made for this run where none is given.
+
+    Raises:
+        TutorialError: one is short. It does not say which: a key stands in no message.
+    """
+    listed = given.get_secret_value().split(",") if given else []
+    found = [key.strip() for key in listed if key.strip()] or [secrets.token_urlsafe(32)]
+    if any(len(key) < KEY_LENGTH or not key.isascii() for key in found):
+        raise TutorialError(f"API_KEYS: a key has fewer than {KEY_LENGTH} characters, or some beyond ASCII")
+    return found
+
+
+def digest(key: str) -> str:
+    """What the service knows of a key. (A key is random and long: its SHA-256 does not give it away.)"""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Keys:
+    """ASGI middleware: nothing gets in without `Authorization: Bearer <key>`.
+
+    Args:
+        app: what it stands before.
+        digests: of the keys that are let in.
+    """
+
+    def __init__(self, app: ASGIApp, digests: list[str]):
+        self.app, self.digests = app, digests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask for the key; 401 without one or with another."""
+        app = self.app
+        if scope["type"] == "http":
+            kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+            found = digest(key.strip())
+            # All are compared, each in constant time: how long it takes says nothing about the key.
+            known = [hmac.compare_digest(found, each) for each in self.digests]
+            if kind.lower() != "bearer" or not any(known):
+                message = "a key is needed that this service knows: Authorization: Bearer <key>"
+                app = error(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+        await app(scope, receive, send)
+
+
+class Ingress(OpenAiIngress):
+    """Ray Serve LLM's ingress, which also says at once what it cannot answer."""
+
+    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
+        """`/v1/chat/completions`."""
+        return await self._answer(super().chat, body, request)
+
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+        """`/v1/completions`."""
+        return await self._answer(super().completions, body, request)
+
+    async def _answer(self, ask, body, request: Request) -> Response:
+        if body.model and await self.model(body.model) is None:
+            return error(
+                404, f"there is no model {body.model!r}; /v1/models lists those there are", "model_not_found"
+            )
+        try:
+            return await ask(body, request)
+        except BackPressureError as full:
+            wait = {"Retry-After": f"{full.retry_after_s:.0f}"} if full.retry_after_s else {}
+            return error(full.status_code, "as many requests as may wait are waiting", "overloaded", wait)
+
+
+def build(args: dict) -> Application:
+    """`ray.serve.llm.build_openai_app`, but behind keys, and without its CORS, which lets every site in.
+
+    Args:
+        args: `llm_configs`, as for `build_openai_app`, and `key_digests`, the `digest` of each key; without
+            them the keys are those of `API_KEYS` where this runs.
+
+    Raises:
+        TutorialError: there is no key.
+    """
+    digests = args.pop("key_digests", None)
+    if not digests:
+        given = settings.load().api_keys
+        if not given:
+            raise TutorialError("API_KEYS is not set: the service would let nobody in; set one or more")
+        digests = [digest(key) for key in keys(given)]
+    configs = LLMServingArgs.model_validate(args).llm_configs
+    app: FastAPI = init()
+    app.user_middleware = [each for each in app.user_middleware if each.cls is not CORSMiddleware]
+    app.add_middleware(Keys, digests=digests)  # the last one added is the first that is asked
+    ingress = make_fastapi_ingress(
+        Ingress, endpoint_map={name: DEFAULT_ENDPOINTS[name] for name in ROUTES}, app=app
+    )
+    return serve.deployment(ingress, **Ingress.get_deployment_options(configs)).bind(
+        llm_deployments={config.model_id: build_llm_deployment(config) for config in configs},
+        model_cards={config.model_id: to_model_metadata(config.model_id, config) for config in configs},
+        lora_paths={
+            config.model_id: config.lora_config.dynamic_lora_loading_path
+            for config in configs
+            if config.lora_config
+        },
+    )
