@@ -20,14 +20,18 @@ from typing import Any
 
 import pandas as pd
 import psutil
+from matplotlib import pyplot as plt
 from tabulate import tabulate
 
 from benchmarks import common
 from benchmarks.serving import bench, prompts
 from tutorial import results
+from tutorial.look import BLUE, ORANGE, RC, VERMILLION
+from tutorial.settings import ROOT
 
 MEASURES = ("request_throughput", *(f"p{p}_{kind}_ms" for kind in ("ttft", "e2el") for p in (50, 95, 99)))
 TOKENS = 24  # of each answer of the steady load
+PICTURE = ROOT / "images" / "load.svg"
 
 
 class Load:
@@ -74,6 +78,36 @@ class Load:
             else:
                 now = time.monotonic()
                 self.answered.append({"at_s": now - self.begun, "latency_s": now - start})
+
+
+def draw(found: dict[str, Any], file: Path) -> None:
+    """A picture: latency by load on the left; on the right replicas and latency over the time of a load."""
+    plt.rcParams.update(RC)
+    figure, (left, top, bottom) = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    levels = pd.DataFrame(found["levels"]).set_index("concurrency")
+    for share, style in ((50, "o-"), (95, "o--"), (99, "o:")):
+        left.plot(
+            levels.index, levels[f"p{share}_e2el_ms"] / 1000, style, color=BLUE, label=f"total p{share}"
+        )
+        left.plot(
+            levels.index, levels[f"p{share}_ttft_ms"] / 1000, style, color=ORANGE, label=f"first p{share}"
+        )
+    left.set(xscale="log", yscale="log", xlabel="concurrent requests", ylabel="seconds", title="Latency")
+    left.set_xticks(levels.index, levels.index)
+    left.minorticks_off()
+    scaled = found["autoscaling"]
+    running = pd.DataFrame(scaled["replicas"])
+    top.step(running["at_s"], running["replicas"], where="post", color=VERMILLION)
+    top.set(ylim=(0, 2.5), yticks=[0, 1, 2], xlabel="seconds", ylabel="replicas", title="Replicas")
+    answers = pd.DataFrame(scaled["latency"])
+    bottom.plot(answers["at_s"], answers["latency_s"], ".", color=BLUE, alpha=0.5)
+    bottom.set(ylim=(0, None), xlim=top.get_xlim(), xlabel="seconds", ylabel="seconds", title="Answers take")
+    for axes in (top, bottom):
+        axes.axvspan(0, scaled["load_ends_s"], color=ORANGE, alpha=0.2, label="load")
+    for axes in (left, top, bottom):
+        axes.grid()
+        axes.legend(fontsize=7)
+    figure.savefig(file, metadata={"Date": None})
 
 
 def replicas() -> int:
@@ -225,6 +259,7 @@ def main() -> None:
     options.add_argument("--hold-s", type=float, default=30, help="of load with two replicas")
     options.add_argument("--port", type=int, default=8000)
     options.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    options.add_argument("--picture", type=Path, help=f"for the page's: {PICTURE.relative_to(ROOT)}")
     args = options.parse_args()
 
     import torch
@@ -243,6 +278,8 @@ def main() -> None:
         if (part := found[name])
     ]
     print(tabulate(summary, headers="keys", tablefmt="github", floatfmt=".4g"))
+    if args.picture:
+        draw(found, args.picture)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import nbformat
 from tests.conftest import ROOT
 from tutorial import TutorialError
 
-SET_UP = ["cell-02", "cell-04", "cell-06", "cell-08"]
+SET_UP = ["cell-01b", "cell-02", "cell-04", "cell-06", "cell-08"]
 TRAIN = [*SET_UP, "cell-10", "cell-12", "cell-14", "cell-16", "cell-18"]
 # The batch stage with the base model alone, which needs no training.
 BATCH = [

@@ -2,6 +2,8 @@
 
 import os
 import re
+import secrets
+import sys
 import tempfile
 from datetime import datetime
 from importlib.metadata import version
@@ -20,7 +22,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from tutorial import TutorialError
 
@@ -171,6 +172,22 @@ def joins_cluster() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or started.is_file()
 
 
+def token_authentication() -> None:
+    """Have the cluster that `ray.init` starts here answer only to who holds a token made for it.
+
+    A cluster that it joins keeps its own rule.
+
+    Raises:
+        TutorialError: Ray was imported before, and has read that there is no token.
+    """
+    if joins_cluster() or "RAY_AUTH_MODE" in os.environ:
+        return
+    if "ray" in sys.modules:
+        raise TutorialError("Ray was imported before its authentication was set up; restart the kernel")
+    # In the environment, for this process and those that it starts; Ray's own would be a file that stays.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 def local_cluster() -> dict[str, Any]:
     """What `ray.init` needs to start a cluster of this machine alone; nothing where it joins one."""
     if joins_cluster():
@@ -186,6 +203,8 @@ def runtime_env(env_vars: dict[str, str]) -> dict[str, Any]:
 
     A job brings its code along (`ray job submit --working-dir`), and Ray takes that from one side alone.
     """
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
     code = {} if RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ else {"working_dir": str(ROOT)}
     return code | {"env_vars": env_vars}
 

@@ -226,8 +226,10 @@ class Storage:
         """The address of a file or folder of this run."""
         return "/".join((self.root, self.run_name, *parts))
 
-    def publish(self, folder: str | Path, name: str, files: list[str]) -> str:
+    def publish(self, folder: str | Path, name: str, files: list[str], replace: bool = False) -> str:
         """Copy the named files of a local folder to this run's `name`; the address that they got.
+
+        A run that goes on must have the same files there, if it has any, but with `replace`.
 
         Raises:
             TutorialError: the storage did not take them; names the folder below `local` that has them now,
@@ -249,7 +251,7 @@ class Storage:
                 )
 
         failure = f"STORAGE={self.root}: {name} cannot be written"
-        if self.resumed and (others := _insist(failure, changed)):
+        if self.resumed and not replace and (others := _insist(failure, changed)):
             raise TutorialError(
                 f"RESUME=1: {name}/{others[0]} was another in the run {self.run_name}; set what was set "
                 "then, or a new RUN_NAME"
