@@ -84,3 +84,21 @@ def test_accuracy(tmp_path):
     assert found["short"]["seconds"]["fine-tuning"] > 0
     assert json.loads((tmp_path / "out.json").read_text())["test"]["mean"] == found["short"]["test"]
     assert "test: mean" in shown or found["short"]["test"] == 0
+
+
+@pytest.mark.slow
+def test_load(tmp_path):
+    out, picture = tmp_path / "load.json", tmp_path / "load.svg"
+    options = ["--small", "--levels", "1", "4", "--each", "2", "--clients", "4", "--hold-s", "5"]
+    run("load", *options, "--port", "8125", "--out", str(out), "--picture", str(picture))
+    found = json.loads(out.read_text())
+    assert [level["concurrency"] for level in found["levels"]] == [1, 4]
+    assert all(
+        level["p50_ttft_ms"] < level["p50_e2el_ms"] < level["p99_e2el_ms"] for level in found["levels"]
+    )
+    running = [each["replicas"] for each in found["autoscaling"]["replicas"]]
+    assert (running[0], max(running), running[-1]) == (1, 2, 1)
+    for part in ("autoscaling", "killed replica", "rollout"):
+        assert found[part]["failed"] == []
+        assert found[part]["answered"] > 4
+    assert picture.stat().st_size > 10_000
