@@ -2,7 +2,8 @@
 # make test   run it small under nbmake, then the tests     make page   the last run becomes README.ipynb, README.md
 # make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
 # make slow   small runs of the GPU benchmarks              make test-faults  cause each fault of the notebook's table
-# make links  are the page's links to other sites alive?     make clean  delete out/ and the environments
+# make links  are the page's links to other sites alive?     make deploy-check  deploy/ by the vendors' own models
+# make clean  delete out/ and the environments
 PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,6 +13,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 DOCS_BIN := .venv-docs/bin
+DEPLOY_BIN := .venv-deploy/bin
 # No statistics are sent, no bytecode is held back, and the kernel is this environment's.
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
@@ -19,11 +21,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-faults slow lint page docs links locks clean
+.PHONY: run test test-faults slow deploy-check lint page docs links locks clean
 run: .venv/.ready
 	python -m tutorial.run
 
-test: .venv/.ready lint docs
+test: .venv/.ready lint docs deploy-check
 	rm -f out/results.json
 	TRAIN_ROWS=$${TRAIN_ROWS:-400} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	pytest -q
@@ -31,6 +33,10 @@ test: .venv/.ready lint docs
 
 slow: .venv/.ready
 	pytest -q -m slow
+
+# The other half of tests/test_deploy.py: nothing of Ray is needed.
+deploy-check: .venv-deploy/.ready
+	$(DEPLOY_BIN)/pytest -q --confcutdir=tests/vendors tests/vendors
 
 # What they saw is the table of the page's stage 7.
 test-faults: .venv/.ready
@@ -61,11 +67,12 @@ locks: .venv/.ready
 	COMPILE="uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate"
 	$$COMPILE uv.in -o uv.lock
 	$$COMPILE docs.in -o docs.lock
+	$$COMPILE deploy.in -o deploy.lock
 	$$COMPILE cpu.in --excludes cpu.excludes --no-emit-package torch -o cpu.lock \
 	  --find-links $${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}
 
 clean:
-	rm -rf out .venv .venv-docs
+	rm -rf out .venv .venv-docs .venv-deploy
 
 # PyTorch's CPU build stands on no package index but PyTorch's own. pip is asked for it alone, with the hashes of the
 # lock: first among the wheels that pip was told of (PIP_FIND_LINKS, pip.conf), then on that index.
@@ -85,8 +92,8 @@ clean:
 	cd $(CURDIR)
 	touch $@
 
-# What the page is made and looked at with, and nothing of what the notebook runs on.
-.venv-docs/.ready: requirements/docs.lock
-	rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
-	$(DOCS_BIN)/pip install -qq --disable-pip-version-check --only-binary=:all: --require-hashes -r $<
+# What the page is made and looked at with, and the vendors' models; nothing of what the notebook runs on.
+.venv-docs/.ready .venv-deploy/.ready: .venv-%/.ready: requirements/%.lock
+	rm -rf .venv-$* && $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install -qq --disable-pip-version-check --only-binary=:all: --require-hashes -r $<
 	touch $@
