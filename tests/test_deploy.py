@@ -119,10 +119,7 @@ def test_the_model_is_served_as_the_profile_says():
     assert MODEL["runtime_env"] == {"env_vars": PROFILE.worker_env}
     adapters = {"dynamic_lora_loading_path": MODEL["lora_config"]["dynamic_lora_loading_path"]}
     assert MODEL["lora_config"] == PROFILE.lora | adapters
-    given, serving = copy.deepcopy(MODEL["deployment_config"]), PROFILE.serving["deployment_config"]
-    assert given["autoscaling_config"] | serving["autoscaling_config"] == given["autoscaling_config"]
-    assert given | serving | {"autoscaling_config": given["autoscaling_config"]} == given
-    assert set(PROFILE.serving) == {"deployment_config"}
+    assert PROFILE.serving == {"deployment_config": MODEL["deployment_config"]}
 
 
 def test_the_bounds():
@@ -130,6 +127,7 @@ def test_the_bounds():
     assert bounds["max_ongoing_requests"] == PROFILE.engine["max_num_seqs"]
     assert bounds["autoscaling_config"]["target_ongoing_requests"] < bounds["max_ongoing_requests"]
     assert bounds["max_queued_requests"] > 0  # -1 is no bound
+    assert SERVE["serve.yaml"]["http_options"]["request_timeout_s"] == Settings().request_timeout_s
     assert bounds["backpressure_config"]["retry_after_s"] > 0
 
 

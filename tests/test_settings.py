@@ -91,6 +91,9 @@ def test_several_machines_see_a_folder_that_is_set(two_machines, monkeypatch, tm
     assert settings.load(NO_FILE).all_see_shared_folder(ray.nodes())
     monkeypatch.delenv("SHARED_DIR")
     assert not settings.load(NO_FILE).all_see_shared_folder(ray.nodes())
+    assert not settings.load(NO_FILE).all_see_shared_folder(ray.nodes()[:1]), "more machines may come"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # no cluster was started there
     assert settings.load(NO_FILE).all_see_shared_folder(ray.nodes()[:1])
 
 

@@ -105,7 +105,8 @@ class Settings(BaseSettings):
 
     def all_see_shared_folder(self, nodes: list[dict]) -> bool:
         """Whether every machine of `ray.nodes()` sees `shared_folder`."""
-        alone = sum(node["Alive"] for node in nodes) == 1
+        # A cluster that was joined may get more machines later.
+        alone = sum(node["Alive"] for node in nodes) == 1 and not joins_cluster()
         return alone or self.shared_dir is not None or self._on_anyscale()
 
     @staticmethod
