@@ -3,7 +3,7 @@
 # make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
 # make slow   small runs of the GPU benchmarks              make test-faults  cause each fault of the notebook's table
 # make links  are the page's links to other sites alive?     make deploy-check  deploy/ by the vendors' own models
-# make clean  delete out/ and the environments
+# make test-production  a job, a service, and load on it     make clean  delete out/ and the environments
 PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,7 +21,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-faults slow deploy-check lint page docs links locks clean
+.PHONY: run test test-faults test-production slow deploy-check lint page docs links locks clean
 run: .venv/.ready
 	python -m tutorial.run
 
@@ -41,6 +41,9 @@ deploy-check: .venv-deploy/.ready
 # What they saw is the table of the page's stage 7.
 test-faults: .venv/.ready
 	timeout 1800 pytest -q tests -m "faults or quick" --faults-json=benchmarks/faults.json --durations=0
+
+test-production: .venv/.ready
+	pytest -q -m production --durations=0
 
 lint: .venv/.ready .venv-docs/.ready
 	ruff check --quiet . && ruff format --quiet --check .

@@ -86,7 +86,7 @@ def test_accuracy(tmp_path):
     assert "test: mean" in shown or found["short"]["test"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.production
 def test_load(tmp_path):
     out, picture = tmp_path / "load.json", tmp_path / "load.svg"
     options = ["--small", "--levels", "1", "4", "--each", "2", "--clients", "4", "--hold-s", "5"]

@@ -1,0 +1,146 @@
+"""Stage 7 as a team would do it: a job on a Ray cluster, then a service for the adapter that the job left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import openai
+import pytest
+import requests
+import yaml
+
+from tests.conftest import ROOT
+from tutorial import model, settings, storage
+
+KEY, TOKEN = "a-key-of-some-customer", "0123456789abcdef" * 4
+DASHBOARD, SERVE = 8266, 8131
+RUN, ADDRESS = "nightly-1", f"http://127.0.0.1:{DASHBOARD}"
+ROWS = {"DATA": "sample", "TRAIN_ROWS": "32", "VAL_ROWS": "4", "TEST_ROWS": "8", "KILL_WORKER": "0"}
+
+pytestmark = pytest.mark.production
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """The storage's address: an S3 server, whose keys are in the environment."""
+    store = storage.Storage.open(None, "production-1")
+    yield f"{store.root}/jobs"
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def environment(stored):
+    """Of the cluster's machines, and of those who speak to it."""
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return outside | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": ADDRESS}
+
+
+@pytest.fixture(scope="module")
+def cluster(environment):
+    """`ray start`, as on a machine of one's own."""
+    folder = Path(tempfile.mkdtemp(prefix="p-"))  # short: Ray makes sockets there
+    env = environment | {"API_KEYS": KEY, "PYTHONPATH": str(ROOT)}
+    env.pop("RAY_ADDRESS")
+    command = f"""ray start --head --block --port=6390 --num-cpus=8 --temp-dir={folder}
+        --include-dashboard=true --dashboard-port={DASHBOARD} --disable-usage-stats"""
+    with (folder / "said").open("wb") as said:
+        head = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), *command.split()[1:]],
+            env=env,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+    try:
+        token = {"Authorization": f"Bearer {TOKEN}"}
+        for _ in range(120):
+            with suppress(requests.RequestException):
+                if requests.get(f"{ADDRESS}/api/version", headers=token, timeout=5).ok:
+                    break
+            time.sleep(0.5)
+        assert requests.get(f"{ADDRESS}/api/version", timeout=5).status_code == 401, "without the token"
+        yield
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(60)
+
+
+def ours(command: list[str], environment: dict[str, str], returncode: int = 0) -> str:
+    """Run a command of Ray's; what it printed."""
+    command = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == returncode, (done.stdout + done.stderr)[-4000:]
+    return done.stdout + done.stderr
+
+
+def submit(environment, returncode: int = 0, **env: str) -> str:
+    """The notebook as a job."""
+    shared = str(settings.load().shared_folder())
+    given = ROWS | {"RUN_NAME": RUN, "PORT": str(SERVE), "SHARED_DIR": shared} | env
+    command = [
+        "ray",
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--runtime-env-json",
+        json.dumps({"env_vars": given}),
+    ]
+    return ours([*command, "--", "python", "-m", "tutorial.run"], environment, returncode)
+
+
+def test_a_job_then_a_service(cluster, environment, stored, tmp_path):
+    said = submit(environment, returncode=1, STORAGE=stored, TRAIN_ROWS="none")
+    assert "TRAIN_ROWS='none'" in said, "a wrong setting is a job that fails, in one line"
+
+    submit(environment, STORAGE=stored)
+    left = storage.Storage(stored, RUN)
+    assert json.loads(left.read(f"adapters/{RUN}/manifest.json"))["base_model"] == model.PACKAGED
+    found = json.loads(left.read("results/results.json"))
+    assert found["batch"]["rows_out"] == found["batch"]["rows_in"] > 0
+
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(service(stored)))
+    ours(["serve", "deploy", str(path), "--address", ADDRESS], environment)
+    for _ in range(200):
+        status = yaml.safe_load(ours(["serve", "status", "--address", ADDRESS], environment))
+        if (state := status["applications"]["llm"]["status"]) in ("RUNNING", "DEPLOY_FAILED"):
+            break
+        time.sleep(1)
+    assert state == "RUNNING", status
+
+    row = json.loads(left.read("data/test.jsonl").decode().splitlines()[0])
+    asked = [{"role": "system", "content": row["instruction"]}, {"role": "user", "content": row["input"]}]
+    url = f"http://127.0.0.1:{SERVE}/v1"
+    client = openai.OpenAI(base_url=url, api_key=KEY)
+    name = f"{model.PACKAGED}:{RUN}"
+    assert name in [listed.id for listed in client.models.list()]
+    assert (
+        client.chat.completions.create(model=name, messages=asked, max_tokens=40).choices[0].message.content
+    )
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=url, api_key="another-key-of-some-length").models.list()
+
+
+def service(stored: str) -> dict:
+    """deploy/serve.yaml, with the cpu profile's sizes and this storage."""
+    config = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())
+    profile = settings.load().model_copy(update={"profile": "cpu"}).choose_profile({})
+    config["http_options"]["port"] = SERVE
+    [application] = config["applications"]
+    del application["runtime_env"]  # the code is on this machine
+    [served] = application["args"]["llm_configs"]
+    source = model.folder(profile.model, settings.load().shared_folder())
+    served["model_loading_config"] = {"model_id": profile.model, "model_source": str(source)}
+    served["engine_kwargs"] |= profile.engine
+    for key in set(served["engine_kwargs"]) - set(profile.engine) - {"enable_lora", "max_lora_rank"}:
+        del served["engine_kwargs"][key]
+    served["lora_config"] = profile.lora | {"dynamic_lora_loading_path": f"{stored}/{RUN}/adapters"}
+    served["runtime_env"] = {"env_vars": profile.worker_env}
+    return config | {"applications": [application | {"args": {"llm_configs": [served | profile.serving]}}]}
