@@ -232,7 +232,7 @@ def _is_replica(process: psutil.Process) -> bool:
 def _found(load: Load) -> dict[str, Any]:
     latency = pd.Series([each["latency_s"] for each in load.answered])
     shares = {f"p{p}_s": float(latency.quantile(p / 100)) for p in (50, 95, 99)}
-    return {"answered": len(load.answered), "failed": load.failed} | shares
+    return {"answered": len(load.answered), "lost": len(load.failed), "failed": load.failed} | shares
 
 
 def _profile(args: argparse.Namespace, model_path: Path, autoscaling: dict[str, Any]):

@@ -5,7 +5,6 @@ import json
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import openai
@@ -14,10 +13,9 @@ import pytest
 import ray
 import requests
 from pydantic import SecretStr
-from ray import serve
 
 from benchmarks import common
-from tutorial import TutorialError, adapters, endpoint, quiet, results, serving, settings, storage
+from tutorial import TutorialError, adapters, endpoint, metrics
 
 KEYS = ["a-key-of-the-first-team", "a-key-of-the-second-team"]
 PORT, TIME_LIMIT_S, MOST_TOKENS = 8123, 8, 1500
@@ -27,41 +25,14 @@ LONG = {"max_tokens": MOST_TOKENS, "extra_body": {"ignore_eos": True}}
 @pytest.fixture(scope="module")
 def service():
     """The cell's names, while its application runs."""
-    args = argparse.Namespace(small=True, model="tiny")
+    args = argparse.Namespace(small=True)
     model_path, adapter = common.prepare("tiny")
-    bounds = {"max_ongoing_requests": 4, "max_queued_requests": 4}
     profile = common.profile(args, model_path, {})
     profile.engine |= {"max_model_len": 2048, "override_generation_config": {"max_new_tokens": MOST_TOKENS}}
-    profile.serving["deployment_config"] |= bounds
-    store = storage.Storage.open(None, "endpoint-1")
-    made_by = {"base": str(model_path), "max_rank": common.RANK, "recipe": {}}
-    adapters.publish(store, adapter, "one", **made_by)
-    config = settings.load().model_copy(
-        update={"port": PORT, "request_timeout_s": TIME_LIMIT_S, "api_keys": SecretStr(", ".join(KEYS))}
-    )
-    names = {
-        "adapter": "one",
-        "adapters": adapters,
-        "adapter_folder": adapter,
-        "clock": results.Stopwatch(),
-        "config": config,
-        "engine_kwargs": common.engine_kwargs(profile),
-        "made_by": made_by,
-        "model_source": str(model_path),
-        "Path": Path,
-        "profile": profile,
-        "serving": serving,
-        "store": store,
-    }
-    try:
-        ray.init(log_to_driver=False, logging_level="error", **settings.local_cluster())
-        common.execute(common.cell("app = endpoint.build("), names)
-        yield names
-    finally:
-        with quiet.reports():
-            serve.shutdown()
-            ray.shutdown()
-        store.close()
+    profile.serving["deployment_config"] |= {"max_ongoing_requests": 4, "max_queued_requests": 4}
+    config = {"port": PORT, "request_timeout_s": TIME_LIMIT_S, "api_keys": SecretStr(", ".join(KEYS))}
+    with common.served(profile, adapter, common.engine_kwargs(profile), **config) as names:
+        yield names | {"adapter_folder": adapter}
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +43,6 @@ def client(service):
 def ask(client, model="benchmark-tiny", **options):
     asked = [{"role": "user", "content": "Tell me of a game."}]
     return client.chat.completions.create(model=model, messages=asked, temperature=0, **options)
-
-
-def metric(name: str, **labels: str) -> float:
-    """The sum of a metric of Ray's and vLLM's Prometheus endpoints, on all nodes."""
-    text = ""
-    for node in ray.nodes():
-        text += requests.get(
-            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}", timeout=10
-        ).text
-    lines = [line for line in text.splitlines() if line.startswith(name + "{")]
-    assert lines, f"no {name}"
-    return sum(
-        float(line.rsplit(" ", 1)[1])
-        for line in lines
-        if all(f'{k}="{v}"' in line for k, v in labels.items())
-    )
 
 
 def test_nobody_gets_in_without_a_key(service):
@@ -146,7 +101,7 @@ def test_an_adapter_published_while_serving(service, client, tmp_path):
     def listed():
         return [model.id for model in client.models.list()]
 
-    assert listed() == ["benchmark-tiny", "benchmark-tiny:one"]
+    assert listed() == ["benchmark-tiny", f"benchmark-tiny:{common.ADAPTER}"]
     # The same adapter with its B negated: as good as another training.
     from safetensors.numpy import load_file, save_file
 
@@ -154,8 +109,9 @@ def test_an_adapter_published_while_serving(service, client, tmp_path):
         (tmp_path / file).write_bytes(Path(service["adapter_folder"], file).read_bytes())
     weights = load_file(tmp_path / adapters.WEIGHTS)
     save_file({k: -v if "lora_B" in k else v for k, v in weights.items()}, tmp_path / adapters.WEIGHTS)
-    adapters.publish(service["store"], tmp_path, "two", **service["made_by"])
-    assert listed() == ["benchmark-tiny", "benchmark-tiny:one", "benchmark-tiny:two"]
+    made_by = {"base": "benchmark-tiny", "max_rank": common.RANK, "recipe": {}}
+    adapters.publish(service["store"], tmp_path, "two", **made_by)
+    assert listed() == ["benchmark-tiny", f"benchmark-tiny:{common.ADAPTER}", "benchmark-tiny:two"]
 
     def text(name):
         return ask(client, name, max_tokens=12).choices[0].message.content
@@ -265,15 +221,17 @@ def test_a_request_that_is_stuck_ends_and_the_others_are_served(client):
 
 
 def test_metrics(client):
-    before = 0.0
-    with suppress(AssertionError):
-        before = metric("ray_vllm_generation_tokens_total")
+    tokens = "ray_vllm_generation_tokens_total"
+    before = metrics.scrape(ray.nodes()).get(tokens, 0)
     ask(client, max_tokens=30, extra_body={"ignore_eos": True})
-    for _ in range(40):  # Ray collects them every few seconds
-        with suppress(AssertionError):
-            if metric("ray_vllm_generation_tokens_total") >= before + 30:
-                break
+    for _ in range(30):  # processes report every few seconds
+        if (found := metrics.scrape(ray.nodes())).get(tokens, 0) >= before + 30:
+            break
         time.sleep(1)
-    assert metric("ray_vllm_generation_tokens_total") >= before + 30
-    for name in ("ray_vllm_num_requests_running", "ray_serve_deployment_replica_healthy"):
-        metric(name)
+    assert found[tokens] >= before + 30
+    for name in (
+        "ray_vllm_num_requests_running",
+        "ray_vllm_time_to_first_token_seconds_sum",
+        "ray_serve_num_http_requests_total",
+    ):
+        assert name in found

@@ -9,7 +9,9 @@ score     how good the answers are                                  mistakes wha
 serving   start a service, wait until it answers                    results  results.json
 plots     pictures and tables                                       quiet    log lines out of the cells
 look      colours and fonts of all pictures                         failure  its one line, and its files
-sabotage  the worker that stage 3 kills                             run, page `make run`, `make page`
+sabotage  the worker that stage 3 kills                             metrics  what Ray and vLLM count
+adapters  what is published of an adapter                           endpoint keys before the service
+run, page `make run`, `make page`
 """
 
 import time

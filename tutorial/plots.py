@@ -81,6 +81,8 @@ def scores(found: dict[str, pd.DataFrame]) -> Markdown:
 def faults(path: str | Path) -> Markdown:
     """benchmarks/faults.json, as the tests of tests/faults wrote it: a row a fault; recovery in seconds."""
     found = pd.DataFrame(json.loads(Path(path).read_text(encoding="utf-8"))["faults"])
+    order = ["training", "batch inference", "all"]
+    found = found.sort_values("stage", key=lambda stages: stages.map(order.index), kind="stable")
     names = {"recovery_s": "after, s"}
     shown = found.astype({"recovery_s": object}).fillna({"recovery_s": "-"}).rename(columns=names)
     return table(shown, longest=200)
