@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import SecretStr
 from tabulate import tabulate
 
 from tutorial import adapters, data, failure, model, results, settings, storage, task
@@ -181,7 +183,12 @@ def profile(args: argparse.Namespace, model_path: Path, overrides: dict[str, dic
 
 def engine_kwargs(chosen: settings.Profile) -> dict[str, Any]:
     """What the notebook gives to its engines."""
-    return chosen.engine | {"enable_lora": True, "max_lora_rank": RANK}
+    return chosen.engine | {
+        "enable_lora": True,
+        "max_lora_rank": RANK,
+        "generation_config": "vllm",
+        "override_generation_config": {"max_new_tokens": TASK.max_tokens},
+    }
 
 
 def publish(store: storage.Storage, adapter: Path, base: Path) -> None:
@@ -207,18 +214,25 @@ def served(
     from tutorial import quiet, serving
 
     store = storage.Storage.open(None, "benchmark-serving")
+    key = SecretStr(secrets.token_urlsafe(32))  # it stays where the cell is run again
     names = {
         "adapter": ADAPTER,
         "adapters": adapters,
         "clock": results.Stopwatch(),
-        "config": settings.load().model_copy(update=config),
+        "config": settings.load().model_copy(update={"api_keys": key} | config),
         "engine_kwargs": engine,
         "model_source": chosen.model,
         "Path": Path,
         "profile": chosen,
+        "ray": ray,
         "serving": serving,
         "store": store,
     }
+    source = cell("app = endpoint.build(")
+    if "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING" in os.environ:  # it has no ingress, and no keys
+        source = source.replace("endpoint.build({", "ray.serve.llm.build_openai_app({").replace(
+            ', "key_digests": digests', ""
+        )
     try:
         publish(store, adapter, Path(chosen.model))
         ray.init(
@@ -228,7 +242,7 @@ def served(
             **settings.local_cluster(),
         )
         with contextlib.redirect_stdout(io.StringIO()):
-            execute(cell("app = endpoint.build("), names)
+            execute(source, names)
         yield names
     finally:
         with quiet.reports():

@@ -190,7 +190,7 @@ def scaling(args: argparse.Namespace, model_path: Path, adapter: Path) -> dict[s
         until(lambda: replicas() == 2, 300, "two replicas")
         with Load(*service, args.clients) as load:
             until(lambda: len(load.answered) >= 2 * args.clients, 60, "answers")
-            victim = next(p for p in psutil.process_iter(["cmdline"]) if _is_replica(p))
+            victim = next(filter(_is_replica, psutil.Process().children(recursive=True)))
             os.kill(victim.pid, signal.SIGKILL)
             killed_s = time.monotonic() - load.begun
             until(lambda: replicas() < 2, 60, "the loss of a replica")
@@ -226,7 +226,7 @@ def _deploy(names: dict[str, Any]) -> float:
 
 
 def _is_replica(process: psutil.Process) -> bool:
-    return "ServeReplica:llm:LLMServer" in " ".join(process.info["cmdline"] or [])
+    return "ServeReplica:llm:LLMServer" in " ".join(process.cmdline())
 
 
 def _found(load: Load) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def main() -> None:
 
     model_path, adapter = common.prepare("tiny" if args.small else "135m")
     args.small |= not torch.cuda.is_available()  # the cpu profile
-    found = {"stamp": results.stamp({}), "model": model_path.name}
+    found = {"stamp": results.stamp(common.alone(common.machine)), "model": model_path.name}
     for part in (levels, scaling):
         found |= common.alone(part, args, model_path, adapter)
         results.write(args.out, found)

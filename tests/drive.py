@@ -14,11 +14,14 @@ from tutorial import TutorialError
 
 SET_UP = ["cell-01b", "cell-02", "cell-04", "cell-06", "cell-08"]
 TRAIN = [*SET_UP, "cell-10", "cell-12", "cell-14", "cell-16", "cell-18"]
-# The batch stage with the base model alone, which needs no training.
-BATCH = [
-    *SET_UP,
+# The base model alone, which needs no training.
+UNTRAINED = [
     "llamafactory_args, EXAMPLES, adapter = {'lora_rank': 8}, [], 'none'",
     "store.publish('.', 'adapters', [])",
+]
+BATCH = [
+    *SET_UP,
+    *UNTRAINED,
     "cell-26",
     "cell-26b",
     "SYSTEMS = {'base model': SYSTEMS['base model']}",

@@ -26,15 +26,15 @@ def make(tmp_path):
 
 def test_what_is_published_is_what_is_read_back(store, make):
     made = adapters.publish(store, make(8), "good", **MADE_BY)
-    assert adapters.verify(store, "good", base="base-model") == made
+    assert adapters.verify_all(store.uri("adapters"), base="base-model") == {"good": made}
     assert made.rank == 8
     assert made.base_model == "base-model"
     assert set(made.files) == set(adapters.FILES)
     assert "ray" in made.versions
-    published = "".join(
-        store.read(f"adapters/good/{f}").decode() for f in (adapters.CONFIG, adapters.MANIFEST)
-    )
-    assert "somewhere" not in published, "a path of the machine that trained it"
+    files, path = storage.file_system(store.uri("adapters/good"))
+    for file in (adapters.CONFIG, adapters.MANIFEST):
+        with files.open_input_stream(f"{path}/{file}") as stream:
+            assert b"somewhere" not in stream.read(), "a path of the machine that trained it"
 
 
 def test_a_rank_that_the_engines_do_not_take(store, make):
@@ -46,19 +46,32 @@ def test_a_rank_that_the_engines_do_not_take(store, make):
 
 
 def test_files_that_changed_or_are_missing(store, make):
-    folder = make(8)
-    adapters.publish(store, folder, "changed", **MADE_BY)
+    adapters.publish(store, make(8), "changed", **MADE_BY)
+    uri = store.uri("adapters/changed")
     with pytest.raises(TutorialError, match=r"made for base-model, not for another; set MODEL as it was$"):
-        adapters.verify(store, "changed", base="another")
-    files, path = storage.file_system(store.uri("adapters/changed", adapters.WEIGHTS))
-    content = bytearray(store.read(f"adapters/changed/{adapters.WEIGHTS}"))
+        adapters.verify(uri, base="another")
+    files, path = storage.file_system(f"{uri}/{adapters.WEIGHTS}")
+    with files.open_input_stream(path) as stream:
+        content = bytearray(stream.read())
     content[-1] ^= 1
     with files.open_output_stream(path) as stream:
         stream.write(bytes(content))
-    with pytest.raises(TutorialError, match="safetensors: by its SHA-256 not the file that was published"):
-        adapters.verify(store, "changed", base="base-model")
+    with pytest.raises(TutorialError, match=r"safetensors: by its SHA-256 not the file that was published"):
+        adapters.verify(uri, base="base-model")
     files.delete_file(path)
-    with pytest.raises(
-        TutorialError, match=r"adapter_model.safetensors is missing; publish the adapter again$"
-    ):
-        adapters.verify(store, "changed", base="base-model")
+    with pytest.raises(TutorialError, match=r": adapter_model.safetensors is missing; publish the adapter"):
+        adapters.verify(uri, base="base-model")
+    with files.open_output_stream(path.replace(adapters.WEIGHTS, adapters.MANIFEST)) as stream:
+        stream.write(b"{}")
+    with pytest.raises(TutorialError, match=r"manifest.json: .*; publish the adapter again$"):
+        adapters.verify_all(store.uri("adapters"), base="base-model")
+
+
+def test_what_is_no_adapter(store, make):
+    folder = make(8)
+    (folder / adapters.WEIGHTS).write_bytes(b"no safetensors")
+    with pytest.raises(TutorialError, match=r"^adapter_model.safetensors: not a file of safetensors"):
+        adapters.publish(store, folder, "broken", **MADE_BY)
+    (folder / adapters.WEIGHTS).unlink()
+    with pytest.raises(TutorialError, match=r": holds no adapter_model.safetensors, so no adapter"):
+        adapters.publish(store, folder, "broken", **MADE_BY)

@@ -32,6 +32,7 @@ def test_only_who_holds_the_token_joins():
         capture_output=True,
         text=True,
         check=True,
+        timeout=300,
     )
     assert [line for line in done.stdout.splitlines() if line.split()[0].isupper()] == [
         "WITHOUT False",

@@ -17,6 +17,7 @@ from ray.serve.llm import LLMConfig, LLMServingArgs
 from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from tests.conftest import ROOT
+from tutorial import task
 from tutorial.settings import Profile, Settings, read_yaml
 
 DEPLOY = ROOT / "deploy"
@@ -115,6 +116,8 @@ def test_the_model_is_served_as_the_profile_says():
     assert MODEL["engine_kwargs"] == PROFILE.engine | {
         "enable_lora": True,
         "max_lora_rank": RECIPE["lora_rank"],
+        "generation_config": "vllm",
+        "override_generation_config": {"max_new_tokens": task.load("viggo").max_tokens},
     }
     assert MODEL["runtime_env"] == {"env_vars": PROFILE.worker_env}
     adapters = {"dynamic_lora_loading_path": MODEL["lora_config"]["dynamic_lora_loading_path"]}

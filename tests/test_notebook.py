@@ -56,7 +56,7 @@ def test_what_a_reader_came_for_stands_in_the_cells():
         "vLLMEngineProcessorConfig(",
         "build_processor(",
         "LLMConfig(",
-        "build_openai_app(",
+        "endpoint.build(",
         "client.chat.completions.create(",
     ):
         assert name in source

@@ -74,9 +74,18 @@ def cluster(environment):
 def ours(command: list[str], environment: dict[str, str], returncode: int = 0) -> str:
     """Run a command of Ray's; what it printed."""
     command = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
+    )
     assert done.returncode == returncode, (done.stdout + done.stderr)[-4000:]
     return done.stdout + done.stderr
+
+
+def left(stored: str, name: str) -> str:
+    """A file of the job's run."""
+    files, path = storage.file_system(f"{stored}/{RUN}/{name}")
+    with files.open_input_stream(path) as stream:
+        return stream.read().decode()
 
 
 def submit(environment, returncode: int = 0, **env: str) -> str:
@@ -100,9 +109,8 @@ def test_a_job_then_a_service(cluster, environment, stored, tmp_path):
     assert "TRAIN_ROWS='none'" in said, "a wrong setting is a job that fails, in one line"
 
     submit(environment, STORAGE=stored)
-    left = storage.Storage(stored, RUN)
-    assert json.loads(left.read(f"adapters/{RUN}/manifest.json"))["base_model"] == model.PACKAGED
-    found = json.loads(left.read("results/results.json"))
+    assert json.loads(left(stored, f"adapters/{RUN}/manifest.json"))["base_model"] == model.PACKAGED
+    found = json.loads(left(stored, "results/results.json"))
     assert found["batch"]["rows_out"] == found["batch"]["rows_in"] > 0
 
     path = tmp_path / "serve.yaml"
@@ -115,7 +123,7 @@ def test_a_job_then_a_service(cluster, environment, stored, tmp_path):
         time.sleep(1)
     assert state == "RUNNING", status
 
-    row = json.loads(left.read("data/test.jsonl").decode().splitlines()[0])
+    row = json.loads(left(stored, "data/test.jsonl").splitlines()[0])
     asked = [{"role": "system", "content": row["instruction"]}, {"role": "user", "content": row["input"]}]
     url = f"http://127.0.0.1:{SERVE}/v1"
     client = openai.OpenAI(base_url=url, api_key=KEY)

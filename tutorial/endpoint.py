@@ -1,4 +1,7 @@
-"""The service's door: Ray Serve LLM's ingress, with keys, and errors that OpenAI's client understands."""
+"""The service's door: Ray Serve LLM's ingress, with keys, and errors that OpenAI's client understands.
+
+Built of Ray's public ingress; its app and its list of routes are from inside the pinned version.
+"""
 
 import hashlib
 import hmac
@@ -8,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import SecretStr
 from ray import serve
+from ray.llm._internal.serve.constants import RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
 from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
 from ray.llm._internal.serve.core.ingress.ingress import DEFAULT_ENDPOINTS, init
 from ray.serve.deployment import Application
@@ -19,7 +23,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tutorial import TutorialError, settings
+from tutorial import TutorialError, adapters, settings
 
 ROUTES = ("models", "model_data", "completions", "chat")  # what is offered of `DEFAULT_ENDPOINTS`
 KEY_LENGTH = 16  # characters, at least
@@ -64,7 +68,7 @@ class Keys:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask for the key; 401 without one or with another."""
         app = self.app
-        if scope["type"] == "http":
+        if scope["type"] != "lifespan":
             kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
             found = digest(key.strip())
             # All are compared, each in constant time: how long it takes says nothing about the key.
@@ -78,6 +82,10 @@ class Keys:
 class Ingress(OpenAiIngress):
     """Ray Serve LLM's ingress, which also says at once what it cannot answer."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._known: set[str] = set()  # what was found once is served though the storage may be silent now
+
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """`/v1/chat/completions`."""
         return await self._answer(super().chat, body, request)
@@ -87,10 +95,11 @@ class Ingress(OpenAiIngress):
         return await self._answer(super().completions, body, request)
 
     async def _answer(self, ask, body, request: Request) -> Response:
-        if body.model and await self.model(body.model) is None:
-            return error(
-                404, f"there is no model {body.model!r}; /v1/models lists those there are", "model_not_found"
-            )
+        if body.model and body.model not in self._known:
+            if await self.model(body.model) is None:
+                message = f"there is no model {body.model!r}; /v1/models lists those there are"
+                return error(404, message, "model_not_found")
+            self._known.add(body.model)
         try:
             return await ask(body, request)
         except BackPressureError as full:
@@ -106,15 +115,23 @@ def build(args: dict) -> Application:
             them the keys are those of `API_KEYS` where this runs.
 
     Raises:
-        TutorialError: there is no key.
+        TutorialError: there is no key; something else is asked for; or an adapter that is there already is
+            not what was published, or made for another base model.
     """
-    digests = args.pop("key_digests", None)
+    if unknown := set(args) - {"llm_configs", "key_digests"}:
+        raise TutorialError(f"{min(unknown)}: not known here; llm_configs and key_digests are")
+    if RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING:
+        raise TutorialError("RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING: it goes past the keys; unset it")
+    digests = args.get("key_digests")
     if not digests:
         given = settings.load().api_keys
-        if not given:
+        if not given or not given.get_secret_value().strip(" ,"):
             raise TutorialError("API_KEYS is not set: the service would let nobody in; set one or more")
         digests = [digest(key) for key in keys(given)]
-    configs = LLMServingArgs.model_validate(args).llm_configs
+    configs = LLMServingArgs.model_validate({"llm_configs": args["llm_configs"]}).llm_configs
+    for config in configs:
+        if config.lora_config:
+            adapters.verify_all(config.lora_config.dynamic_lora_loading_path, base=config.model_id)
     app: FastAPI = init()
     app.user_middleware = [each for each in app.user_middleware if each.cls is not CORSMiddleware]
     app.add_middleware(Keys, digests=digests)  # the last one added is the first that is asked

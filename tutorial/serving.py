@@ -1,8 +1,10 @@
 """Starting a Serve application without waiting for ever."""
 
+import atexit
 import socket
 import time
 
+import ray
 from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
 
@@ -42,6 +44,27 @@ def check_port(port: int, host: str = "127.0.0.1") -> None:
             raise TutorialError(
                 f"PORT={port}: another process uses this port; set PORT to a free one"
             ) from None
+
+
+def check_cluster() -> None:
+    """TutorialError if the cluster that was joined serves something: its port and limits are set already, and
+    an application of the same name or route would be replaced, and deleted at the end of the run."""
+    if running := sorted(serve.status().applications):
+        raise TutorialError(
+            f"the cluster serves {', '.join(running)} already; run this on another, or delete what it serves "
+            "(serve shutdown)"
+        )
+
+
+def delete_at_exit(application: str) -> None:
+    """Delete the application when this process ends, whatever ends it but SIGKILL: on a cluster that was
+    joined it would go on, and keep its GPU."""
+
+    def delete() -> None:
+        if ray.is_initialized():
+            serve.delete(application)
+
+    atexit.register(delete)
 
 
 def wait_until_ready(application: str, timeout_s: float) -> float:

@@ -151,20 +151,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load(env_file: Path = ROOT / ".env") -> Settings:
-    """The settings of this run. What else `.env` holds (AWS_*, HF_*) goes to the environment.
+    """The settings of this run. What else `.env` holds (AWS_*, HF_*, RAY_*) goes to the environment.
 
     Raises:
         TutorialError: a setting has a value that it cannot have.
     """
+    _export(env_file)
+    try:
+        return Settings(_env_file=env_file)
+    except ValidationError as error:
+        raise TutorialError(_first(error)) from None
+
+
+def _export(env_file: Path) -> None:
     # An empty value in .env is "not set", for boto3 and the Hugging Face hub as for us. Settings of ours are
     # read from the file each time: in the environment the first value would stay.
     for key, value in dotenv_values(env_file).items():
         if value and key not in os.environ and key.lower() not in Settings.model_fields:
             os.environ[key] = value
-    try:
-        return Settings(_env_file=env_file)
-    except ValidationError as error:
-        raise TutorialError(_first(error)) from None
 
 
 def joins_cluster() -> bool:
@@ -173,7 +177,7 @@ def joins_cluster() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or started.is_file()
 
 
-def token_authentication() -> None:
+def token_authentication(env_file: Path = ROOT / ".env") -> None:
     """Have the cluster that `ray.init` starts here answer only to who holds a token made for it.
 
     A cluster that it joins keeps its own rule.
@@ -181,6 +185,7 @@ def token_authentication() -> None:
     Raises:
         TutorialError: Ray was imported before, and has read that there is no token.
     """
+    _export(env_file)
     if joins_cluster() or "RAY_AUTH_MODE" in os.environ:
         return
     if "ray" in sys.modules:
@@ -227,5 +232,7 @@ def check_fits(cluster: dict[str, float], workers: int, resources: dict[str, flo
 def _first(error: ValidationError) -> str:
     """A validation error's first finding as one line that names the setting."""
     found = error.errors()[0]
-    key = "_".join(str(part) for part in found["loc"]).upper() or "settings"
+    if not found["loc"]:  # of all settings together, whose values are not to be printed
+        return found["msg"].removeprefix("Value error, ")
+    key = "_".join(str(part) for part in found["loc"]).upper()
     return f"{key}={found['input']!r}: {found['msg']}"

@@ -288,26 +288,6 @@ class Storage:
 
         return _insist(f"STORAGE={self.root}: the files of {self.run_name} cannot be listed", ask)
 
-    def read(self, name: str) -> bytes:
-        """The content of one of this run's files.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            TutorialError: the storage failed, and went on failing for `PATIENCE_S`.
-        """
-
-        def ask() -> bytes | None:
-            files, path = file_system(self.uri(name))
-            if not files.get_file_info(path).is_file:
-                return None
-            with files.open_input_stream(path) as stream:
-                return stream.read()
-
-        content = _insist(f"STORAGE={self.root}: {name} cannot be read", ask)
-        if content is None:
-            raise FileNotFoundError(self.uri(name))
-        return content
-
     def clean_up(self) -> int:
         """Delete what this run wrote, nothing else: the number of files deleted."""
         count = len(self.listing())

@@ -14,14 +14,22 @@ from tests import drive as cells
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.faults
-TINY = {"TRAIN_ROWS": "8", "TEST_ROWS": "2", "PORT": "8017", "SHARED_DIR": str(ROOT / ".cache")}
+KEY = "a-key-of-these-tests"
+TINY = {
+    "TRAIN_ROWS": "8",
+    "TEST_ROWS": "2",
+    "PORT": "8017",
+    "SHARED_DIR": str(ROOT / ".cache"),
+    "API_KEYS": KEY,
+}
 MAKE_RUN = [sys.executable, "-m", "tutorial.run"]
-SERVE = [*cells.SET_UP, "cell-10", *cells.BATCH[4:6], "cell-26", "cell-32", "import time; time.sleep(600)"]
+SERVE = [*cells.SET_UP, "cell-10", *cells.UNTRAINED, "cell-26", "cell-32", "import time; time.sleep(600)"]
 
 
 def served() -> bool:
     try:
-        return requests.get("http://127.0.0.1:8017/v1/models", timeout=2).ok
+        key = {"Authorization": f"Bearer {KEY}"}
+        return requests.get("http://127.0.0.1:8017/v1/models", headers=key, timeout=2).ok
     except requests.RequestException:
         return False
 

@@ -82,7 +82,7 @@ def test_while_training(drive, s3, seen, tmp_path):
 def test_while_answering(drive, s3, seen):
     server, env, client = s3
     by_fours = "profile.processor['batch_size'] = profile.engine['max_num_seqs'] = 4"
-    cells_ = [*cells.BATCH[:4], by_fours, *cells.BATCH[4:]]
+    cells_ = [*cells.SET_UP, by_fours, *cells.BATCH[len(cells.SET_UP) :]]
     run = drive(cells_, RUN_NAME="gone", TEST_ROWS="32", **env)
     run.wait_for(lambda: files(client, "gone/answers/"))
     server.kill()
