@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 def scrape(nodes: list[dict]) -> dict[str, float]:
     """Samples by name, each summed over the nodes and processes that report it, without histograms' buckets.
 
-    vLLM's names begin with `ray_vllm_`, Ray Serve's with `ray_serve_`; a histogram has `_sum` and `_count`.
+    vLLM's names begin with `ray_vllm_`, Ray Serve's with `ray_serve_`; a histogram has `_sum` and `_count`. Of
+    vLLM's engines those that serve are counted, and not the batch stage's.
 
     Args:
         nodes: `ray.nodes()`.
@@ -26,6 +27,7 @@ def scrape(nodes: list[dict]) -> dict[str, float]:
         answer.raise_for_status()
         for family in text_string_to_metric_families(answer.text):
             for sample in family.samples:
-                if not sample.name.endswith("_bucket"):
+                served = sample.labels.get("ReplicaId") != ""  # vLLM's label, empty outside Ray Serve
+                if served and not sample.name.endswith("_bucket"):
                     found[sample.name] += sample.value
     return dict(found)
