@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.exceptions import RayError
 from tabulate import tabulate
 
 from tutorial import data, failure, model, results, settings, storage, task
@@ -112,10 +113,17 @@ def alone(function: Callable[..., Any], *args: Any, env: dict[str, str] | None =
     os.environ.update(env or {})
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(function, *args).result()
+            return pool.submit(_call, function, *args).result()
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except RayError as error:  # some of these cannot be sent to another process
+        raise RuntimeError(failure.reason(error)) from None
 
 
 def run(
