@@ -4,12 +4,13 @@
 
 Runs README.ipynb up to the scores of its batch stage once for each candidate: gpu profile, one GPU, all rows,
 benchmarks/lora_sft_smollm2.yaml, whose settings were chosen on `val` alone. A candidate is a seed, and what
-else `--try` lays over the recipe. Prints a table and writes benchmarks/gpu_accuracy.json: strict exact match
-on `val` and on `test`, the loss on `val`, the seconds of each stage, and the mean and spread over the
-candidates.
+else `--try` lays over the recipe. Those that run at once have a GPU each where there are as many. Prints a
+table and writes benchmarks/gpu_accuracy.json: strict exact match on `val` and on `test`, the loss on `val`,
+the seconds of each stage, and the mean and spread over the candidates.
 """
 
 import os
+import queue
 import statistics
 import subprocess
 import sys
@@ -55,14 +56,14 @@ MORE = """{
 NOTED = ("eval_loss", "train_loss", "train_runtime", "epoch")
 
 
-def one(overrides: dict[str, Any], folder: Path, engine: dict[str, Any]) -> dict[str, Any]:
+def one(overrides: dict[str, Any], folder: Path, engine: dict[str, Any], mean: float) -> dict[str, Any]:
     """Run the notebook for one candidate, with the settings of the environment."""
     recipe = yaml.safe_load(Path(os.environ["RECIPE"]).read_text(encoding="utf-8"))
     recipe |= {key: value for key, value in overrides.items() if key != "seed"}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     os.environ |= {"RECIPE": str(path), "SEED": str(overrides.get("seed", 0))}
-    found = batch_stage.execute(SYSTEMS, more=MORE, engine=engine)
+    found = batch_stage.execute(SYSTEMS, more=MORE, engine=engine, mean=mean)
     exact = {split: found["splits"][split]["exact match"] for split in ("val", "test")}
     training = {key: found["training"][key] for key in NOTED if key in found["training"]}
     return {
@@ -116,7 +117,10 @@ def together(found: dict[str, dict]) -> dict[str, Any]:
 def main() -> None:
     """Measure the candidates of the command line."""
     options = common.parser(__doc__, __file__, CANDIDATES)
-    options.add_argument("--at-once", type=int, default=1, help="candidates that share the GPU")
+    options.add_argument("--at-once", type=int, default=1, help="candidates; more than GPUs share them")
+    options.add_argument(
+        "--mean", type=float, default=0.0, help="share of the steps, the last, whose mean is the adapter"
+    )
     options.add_argument("--port", type=int, default=8000, help="the first of as many as run at once")
     options.set_defaults(minutes=120)
     args = common.parse(options, CANDIDATES)
@@ -125,6 +129,13 @@ def main() -> None:
     if args.data:
         own["DATA"] = args.data
     args.model = own["MODEL"]
+
+    count = common.alone(common.machine)["GPU"]
+    gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")
+    free = queue.SimpleQueue()
+    for number in range(args.at_once):
+        free.put(gpus[number % len(gpus)])
+    share = SHARE if args.at_once > len(gpus) and not args.small else {}
 
     with tempfile.TemporaryDirectory(prefix="seeds-") as folder:
         numbers = {name: number for number, name in enumerate(args.candidates)}
@@ -135,9 +146,10 @@ def main() -> None:
             time.sleep(10 * (numbers[name] % args.at_once))  # their S3 servers look for free ports
             (place / "r").mkdir(parents=True)  # short: Ray makes sockets there, whose paths have a limit
             port = str(args.port + numbers[name])
-            env = os.environ | own | {"PORT": port, "RAY_TMPDIR": str(place / "r")}
-            engine = SHARE if args.at_once > 1 and not args.small else {}
-            given = yaml.safe_dump([args.candidates[name], str(place), engine])
+            gpu = free.get()
+            own_place = {"PORT": port, "RAY_TMPDIR": str(place / "r"), "CUDA_VISIBLE_DEVICES": gpu}
+            env = os.environ | own | own_place
+            given = yaml.safe_dump([args.candidates[name], str(place), share, args.mean])
             command = [sys.executable, "-c", "from benchmarks import accuracy; accuracy.child()"]
             for _ in range(3):
                 done = subprocess.run(
@@ -145,6 +157,7 @@ def main() -> None:
                 )
                 if "local S3 server ended" not in done.stderr:  # another one took the same port
                     break
+            free.put(gpu)
             if done.returncode:
                 print(done.stderr[-5000:], file=sys.stderr, flush=True)
                 raise RuntimeError(done.stderr)
@@ -159,8 +172,8 @@ def main() -> None:
 
 def child() -> None:
     """What `main` starts for each candidate: the arguments of `one` come from standard input."""
-    overrides, folder, engine = yaml.safe_load(sys.stdin.read())
-    found = one(overrides, Path(folder), engine)
+    overrides, folder, engine, mean = yaml.safe_load(sys.stdin.read())
+    found = one(overrides, Path(folder), engine, mean)
     Path(folder, "found.yaml").write_text(yaml.safe_dump(found))
 
 

@@ -1,6 +1,7 @@
 """README.ipynb up to the scores of its batch stage, with other systems than the page's, for benchmarks."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -29,7 +30,11 @@ store.close()
 
 
 def execute(
-    systems: str, question: str = "row | system", more: str = "{}", engine: dict | None = None
+    systems: str,
+    question: str = "row | system",
+    more: str = "{}",
+    engine: dict | None = None,
+    mean: float = 0.0,
 ) -> dict:
     """Run the cells with the settings of the environment; exact match of each system, and on what.
 
@@ -38,6 +43,7 @@ def execute(
         question: what stands for `row | system` where they are made.
         more: code for a dictionary of what else is to be known at the end.
         engine: laid over the profile's engine.
+        mean: share of the training's steps, the last, whose mean weights are the adapter; 0: the last ones.
     """
     notebook = nbformat.read(ROOT / "README.ipynb", as_version=4)
     cells = notebook.cells
@@ -48,6 +54,11 @@ def execute(
     if engine:
         [builds] = [cell for cell in cells if "engine_kwargs = profile.engine | {" in cell.source]
         builds.source = builds.source.replace("profile.engine | {", f"profile.engine | {engine!r} | {{")
+    if mean:
+        [trains] = [cell for cell in cells if "callbacks = [" in cell.source]
+        made = f"__import__('benchmarks.mean').mean.Mean({mean})"
+        trains.source = trains.source.replace("callbacks = [", f"callbacks = [{made}, ")
+    os.environ["KILL_WORKER"] = "0"  # nor does a benchmark show how a run survives that
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "results.json")
         cells.append(new_code_cell(END.format(path=path, more=more)))

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from pydantic import SecretStr
+from ray.exceptions import RayError
 from tabulate import tabulate
 
 from tutorial import adapters, data, failure, model, results, settings, storage, task
@@ -115,10 +116,17 @@ def alone(function: Callable[..., Any], *args: Any, env: dict[str, str] | None =
     os.environ.update(env or {})
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(function, *args).result()
+            return pool.submit(_call, function, *args).result()
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except RayError as error:  # some of these cannot be sent to another process
+        raise RuntimeError(failure.reason(error)) from None
 
 
 def run(

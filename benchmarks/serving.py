@@ -29,7 +29,8 @@ from benchmarks import common
 
 AT_ONCE = {"serving": {"experimental_configs": {"stream_batching_interval_ms": 0}}}
 DEFAULT = {"serving": {"experimental_configs": {"stream_batching_interval_ms": 50}}}
-HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+# HAProxy wants two open files a connection: for Ray's 20,000 more than a process may have on most machines.
+HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_MAXCONN": "4000"}
 OPTIMIZED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 DIRECT = HAPROXY | {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"}  # it needs HAProxy
 VLLM = "vllm serve"
@@ -82,7 +83,7 @@ def bench(  # noqa: PLR0917
 @contextlib.contextmanager
 def vllm_serve(args: argparse.Namespace, model_path: Path, adapter: Path) -> Iterator[str]:
     """vLLM's server; the name to ask for."""
-    profile = common.profile(args, model_path, {})
+    profile = common.profile(args, model_path, {"engine": args.engine})
     with tempfile.TemporaryDirectory() as folder:
         config, log = Path(folder, "engine.yaml"), Path(folder, "log")
         engine = common.engine_kwargs(profile)
@@ -110,7 +111,8 @@ def vllm_serve(args: argparse.Namespace, model_path: Path, adapter: Path) -> Ite
 @contextlib.contextmanager
 def ray_serve(args: argparse.Namespace, model_path: Path, adapter: Path, overrides: dict) -> Iterator[str]:
     """The Serve app of the notebook's cell; the name to ask for."""
-    profile = common.profile(args, model_path, {"serving": overrides.get("serving", {})})
+    sections = {"engine": args.engine, "serving": overrides.get("serving", {})}
+    profile = common.profile(args, model_path, sections)
     profile.serving["deployment_config"]["autoscaling_config"] = {"min_replicas": 1, "max_replicas": 1}
     engine, name = common.engine_kwargs(profile), f"{model_path.name}:{common.ADAPTER}"
     if "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING" in os.environ:
@@ -184,6 +186,7 @@ def main() -> None:
     options.add_argument("--levels", type=int, nargs="+", default=[1, 8, 32, 128], help="concurrent requests")
     options.add_argument("--each", type=int, default=8, help="requests for each that is concurrent")
     options.add_argument("--rows", type=int, default=1083, help="prompts, as many as ViGGO's test rows")
+    options.add_argument("--engine", type=yaml.safe_load, default={}, metavar="YAML", help="for all engines")
     options.add_argument("--port", type=int, default=8000)
     args = common.parse(options, CANDIDATES)
 

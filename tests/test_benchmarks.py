@@ -3,9 +3,13 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from ray.exceptions import RayTaskError
 
+from benchmarks import common, mean
 from tests.conftest import ROOT
 
 
@@ -25,7 +29,7 @@ def small(name, tmp_path, *options):
     return written["candidates"], shown
 
 
-@pytest.mark.parametrize("name", ["train", "batch", "serving", "accuracy"])
+@pytest.mark.parametrize("name", ["train", "batch", "serving", "accuracy", "recipes"])
 def test_help_says_what_is_measured_and_names_the_candidates(name):
     shown = run(name, "--help").stdout
     assert f"benchmarks/gpu_{name}.json" in shown
@@ -39,6 +43,27 @@ def test_a_missing_gpu_is_one_line(monkeypatch):
 
 def test_a_candidate_that_is_not_known():
     assert "no candidate nine; known: ancestor" in run("train", "--candidates", "nine", returncode=2).stderr
+
+
+def test_the_mean_of_the_last_weights(tmp_path):
+    network = torch.nn.Linear(1, 1, bias=False)
+    callback, state = mean.Mean(0.5), SimpleNamespace(max_steps=4)
+    callback.on_train_begin(None, state, None, model=network)
+    for state.global_step in range(1, 5):
+        network.weight.data.fill_(state.global_step)
+        callback.on_step_end(None, state, None)
+    callback.on_train_end(None, state, None, model=network)
+    assert network.weight.item() == 3.5  # of the steps 3 and 4
+
+
+def test_an_error_of_ray_in_a_process_of_its_own():
+    with pytest.raises(RuntimeError, match="RayTaskError"):
+        common.alone(fail)
+
+
+def fail():
+    error = RuntimeError("no more files")
+    raise RayTaskError("f", "no more files", error).as_instanceof_cause()
 
 
 @pytest.mark.slow
@@ -102,3 +127,12 @@ def test_load(tmp_path):
         assert found[part]["failed"] == []
         assert found[part]["answered"] > 4
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_recipes(tmp_path):
+    found, shown = small("recipes", tmp_path, "--try", "short: {max_steps: 2}", "--candidates", "short")
+    assert found["short"]["training"]["eval_loss"] > 0
+    for weights in ("last", "mean"):
+        assert set(found["short"][weights]) == {"val", "test"}
+    assert "short" in shown

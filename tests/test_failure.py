@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.train import WorkerGroupError
 
 from tests.conftest import ROOT
-from tutorial import TutorialError, failure
+from tutorial import TutorialError, failure, sabotage
 
 
 def test_a_report_of_many_lines_becomes_one(tmp_path):
@@ -64,3 +65,13 @@ with failure.kept({str(tmp_path / "killed")!r}) as work:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(list((tmp_path / "killed").rglob("file"))) == 1
+
+
+def test_a_note_of_a_kill_that_nobody_went_on_from_is_none(tmp_path):
+    note, killed = tmp_path / "note.json", {"killed": {"step": 4, "time": 1.0}}
+    assert sabotage.read(str(note)) == {}
+    note.write_text(json.dumps(killed))
+    assert sabotage.read(str(note)) == {}
+    both = killed | {"resumed": {"step": 3, "time": 9.0}}
+    note.write_text(json.dumps(both))
+    assert sabotage.read(str(note)) == both

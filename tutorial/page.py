@@ -20,7 +20,7 @@ from tutorial import TutorialError
 from tutorial.settings import ROOT, read_yaml
 
 PAGE = ROOT / "README.ipynb"
-FIGURE = re.compile(r"[\w.,()-]+<!--=(?P<key>[^:>]+):(?P<format>[^>]*)-->")
+FIGURE = re.compile(r"[\w.,()%-]+<!--=(?P<key>[^:>]+):(?P<format>[^>]*)-->")
 
 
 def fill(text: str, results: dict[str, Any]) -> str:
@@ -41,7 +41,7 @@ def fill(text: str, results: dict[str, Any]) -> str:
 
 def measured(path: Path) -> dict[str, Any]:
     """A run's results.json, with the benchmarks' beside it."""
-    benchmarks = {each.stem: json.loads(each.read_text()) for each in (ROOT / "benchmarks").glob("*.json")}
+    benchmarks = {each.stem: json.loads(each.read_text()) for each in (ROOT / "benchmarks").rglob("*.json")}
     return benchmarks | json.loads(path.read_text(encoding="utf-8"))
 
 

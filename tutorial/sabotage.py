@@ -24,7 +24,7 @@ class KillWorker(TrainerCallback):
         context = ray.train.get_context()
         self.watches = context.get_world_rank() == context.get_world_size() - 1
         self.note, self.share = note, share
-        self.seen = read(note) if self.watches else {}
+        self.seen = _read(note) if self.watches else {}
 
     def on_step_end(self, args, state, control, **kwargs):
         """Transformers' hook, after each optimizer step."""
@@ -45,7 +45,13 @@ class KillWorker(TrainerCallback):
 
 
 def read(note: str) -> dict[str, dict[str, float]]:
-    """What a note says; nothing where there is none."""
+    """Step and time at which a worker was killed, and of the first step after it; nothing without both, as
+    where the run was stopped in between and went on with `KILL_WORKER=0`."""
+    seen = _read(note)
+    return seen if "resumed" in seen else {}
+
+
+def _read(note: str) -> dict[str, dict[str, float]]:
     files, path = storage.file_system(note)
     if not files.get_file_info(path).is_file:
         return {}
