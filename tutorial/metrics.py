@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 def scrape(nodes: list[dict]) -> dict[str, float]:
     """Samples by name, each summed over the nodes and processes that report it, without histograms' buckets.
 
-    vLLM's names begin with `ray_vllm_`, Ray Serve's with `ray_serve_`; a histogram has `_sum` and `_count`. Of
+    vLLM's names begin with `ray_vllm_`, Ray Serve's with `ray_serve_`; a histogram has `_sum`, `_count`. Of
     vLLM's engines those that serve are counted, and not the batch stage's.
 
     Args:
