@@ -7,6 +7,7 @@ import time
 
 import boto3
 import pytest
+from gcp_storage_emulator.server import create_server
 
 from tutorial import TutorialError, storage
 
@@ -69,6 +70,32 @@ def test_a_folder_holds_plain_files_and_the_engines_get_an_s3_address(adapter, t
     finally:
         opened.close()
     assert (tmp_path / "kept/viggo-2/adapters/a" / FILES[0]).is_file()
+
+
+@pytest.fixture
+def gcs(monkeypatch):
+    """The address of a bucket on an emulator of Google's storage, which wants no keys."""
+    port = storage._free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="tutorial")
+    server.start()
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{port}")
+    yield "gs://anonymous@tutorial"
+    server.stop()
+
+
+def test_google_s_storage(gcs, adapter, tmp_path):
+    one, ten = (storage.Storage.open(f"{gcs}/some/where", name) for name in ("viggo-1", "viggo-10"))
+    for run in (one, ten):
+        uri = run.publish(adapter, "adapters/a", FILES)
+        assert run.for_engines("adapters/a") == uri
+    storage.fetch(uri, tmp_path / "back")
+    assert (tmp_path / "back" / FILES[1]).read_bytes() == b"weights"
+    with pytest.raises(TutorialError, match=r"RUN_NAME=viggo-1: .* holds a run of this name"):
+        storage.Storage.open(f"{gcs}/some/where", "viggo-1")
+    assert one.clean_up() == 2
+    assert set(ten.listing()) == {f"adapters/a/{file}" for file in FILES}
+    with pytest.raises(TutorialError, match=r"there is no bucket 'none', or these keys"):
+        storage.Storage.open("gs://anonymous@none/where", "viggo-1")
 
 
 def test_close_ends_the_server_and_gives_the_environment_back():
