@@ -23,7 +23,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tutorial import TutorialError, adapters, settings
+from tutorial import TutorialError, adapters, one_line, settings
 
 ROUTES = ("models", "model_data", "completions", "chat")  # what is offered of `DEFAULT_ENDPOINTS`
 KEY_LENGTH = 16  # characters, at least
@@ -105,6 +105,8 @@ class Ingress(OpenAiIngress):
         except BackPressureError as full:
             wait = {"Retry-After": f"{full.retry_after_s:.0f}"} if full.retry_after_s else {}
             return error(full.status_code, "as many requests as may wait are waiting", "overloaded", wait)
+        except ValueError as wrong:  # as vLLM says it of a request, here from within the replica
+            return error(400, one_line(getattr(wrong, "cause", wrong)), "invalid_value")
 
 
 def build(args: dict) -> Application:
