@@ -132,6 +132,9 @@ def test_a_job_then_a_service(cluster, environment, stored, tmp_path):
     assert (
         client.chat.completions.create(model=name, messages=asked, max_tokens=40).choices[0].message.content
     )
+    more = {"max_tokens": 500, "extra_body": {"ignore_eos": True}}
+    longest = client.chat.completions.create(model=name, messages=asked, **more)
+    assert longest.usage.completion_tokens == 96, "the most that deploy/serve.yaml allows"
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=url, api_key="another-key-of-some-length").models.list()
 

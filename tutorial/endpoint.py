@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import SecretStr
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.llm._internal.serve.constants import RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
 from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
 from ray.llm._internal.serve.core.ingress.ingress import DEFAULT_ENDPOINTS, init
@@ -105,8 +106,10 @@ class Ingress(OpenAiIngress):
         except BackPressureError as full:
             wait = {"Retry-After": f"{full.retry_after_s:.0f}"} if full.retry_after_s else {}
             return error(full.status_code, "as many requests as may wait are waiting", "overloaded", wait)
-        except ValueError as wrong:  # as vLLM says it of a request, here from within the replica
-            return error(400, one_line(getattr(wrong, "cause", wrong)), "invalid_value")
+        except RayTaskError as failed:
+            if not isinstance(failed.cause, ValueError):
+                raise
+            return error(400, one_line(failed.cause), "invalid_value")  # vLLM's word on a request
 
 
 def build(args: dict) -> Application:
