@@ -107,9 +107,11 @@ class Ingress(OpenAiIngress):
             wait = {"Retry-After": f"{full.retry_after_s:.0f}"} if full.retry_after_s else {}
             return error(full.status_code, "as many requests as may wait are waiting", "overloaded", wait)
         except RayTaskError as failed:
-            if not isinstance(failed.cause, ValueError):
+            from vllm.exceptions import VLLMValidationError  # imported by now, for an error of its own
+
+            if not isinstance(failed.cause, VLLMValidationError):
                 raise
-            return error(400, one_line(failed.cause), "invalid_value")  # vLLM's word on a request
+            return error(400, one_line(failed.cause), "invalid_value")
 
 
 def build(args: dict) -> Application:
