@@ -251,7 +251,7 @@ def main() -> None:
     options.add_argument("--small", action="store_true", help="a tiny model with random weights")
     options.add_argument("--data", help="DATA, as in .env.example; not set: the task's embedded sample")
     options.add_argument(
-        "--levels", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="concurrent requests"
+        "--levels", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="concurrent requests"
     )
     options.add_argument("--each", type=int, default=6, help="requests for each that is concurrent")
     options.add_argument("--rows", type=int, default=200, help="prompts")
