@@ -10,6 +10,7 @@ are OpenAI's own, with its ordinary retries. Prints tables and writes benchmarks
 """
 
 import argparse
+import logging
 import os
 import signal
 import threading
@@ -49,6 +50,7 @@ class Load:
 
         self.client, self.model = OpenAI(base_url=url, api_key=key), model
         self.begun, self.answered, self.failed = time.monotonic(), [], []
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # not a line for each request
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
 
