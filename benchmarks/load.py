@@ -10,6 +10,7 @@ are OpenAI's own, with its ordinary retries. Prints tables and writes benchmarks
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -144,7 +145,6 @@ def levels(args: argparse.Namespace, model_path: Path, adapter: Path) -> dict[st
 
 def scaling(args: argparse.Namespace, model_path: Path, adapter: Path) -> dict[str, Any]:
     """(2), (3) and (4), one after the other, on one service."""
-    from ray import serve
 
     auto = {
         "min_replicas": 1,
@@ -192,8 +192,7 @@ def scaling(args: argparse.Namespace, model_path: Path, adapter: Path) -> dict[s
         until(lambda: replicas() == 2, 300, "two replicas")
         with Load(*service, args.clients) as load:
             until(lambda: len(load.answered) >= 2 * args.clients, 60, "answers")
-            victim = next(filter(_is_replica, psutil.Process().children(recursive=True)))
-            os.kill(victim.pid, signal.SIGKILL)
+            os.kill(min(_replica_processes()), signal.SIGKILL)
             killed_s = time.monotonic() - load.begun
             until(lambda: replicas() < 2, 60, "the loss of a replica")
             back_s = until(lambda: replicas() == 2, 300, "the replica's successor")
@@ -201,12 +200,12 @@ def scaling(args: argparse.Namespace, model_path: Path, adapter: Path) -> dict[s
 
         with Load(*service, args.clients) as load:
             until(lambda: len(load.answered) >= 2 * args.clients, 60, "answers")
-            before = serve.status().applications["llm"].last_deployed_time_s
+            before = _replica_processes()
             names["engine_kwargs"] = names["engine_kwargs"] | {
                 "override_generation_config": {"max_new_tokens": 64}
             }
             rollout_s = _deploy(names)
-            assert serve.status().applications["llm"].last_deployed_time_s > before
+            until(lambda: not before & _replica_processes(), 60, "the end of the old version")
         rolled = _found(load) | {"rollout_s": rollout_s}
     return {"autoscaling": scaled, "killed replica": killed, "rollout": rolled}
 
@@ -227,8 +226,13 @@ def _deploy(names: dict[str, Any]) -> float:
     return time.monotonic() - start
 
 
-def _is_replica(process: psutil.Process) -> bool:
-    return "ServeReplica:llm:LLMServer" in " ".join(process.cmdline())
+def _replica_processes() -> set[int]:
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ServeReplica:llm:LLMServer" in " ".join(process.cmdline()):
+                found.add(process.pid)
+    return found
 
 
 def _found(load: Load) -> dict[str, Any]:
