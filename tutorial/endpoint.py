@@ -109,6 +109,8 @@ class Ingress(OpenAiIngress):
         except RayTaskError as failed:
             from vllm.exceptions import VLLMValidationError  # imported by now, for an error of its own
 
+            if "has already been loaded" in str(failed.cause):  # several were the first to ask for an adapter
+                return await ask(body, request)
             if not isinstance(failed.cause, VLLMValidationError):
                 raise
             return error(400, one_line(failed.cause), "invalid_value")
