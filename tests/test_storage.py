@@ -219,7 +219,7 @@ def doomed(tmp_path):
 
 @pytest.mark.faults
 def test_an_endpoint_gone_half_way_is_named_and_no_file_is_lost(doomed, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "PATIENCE_S", 1)
+    monkeypatch.setattr(storage, "PATIENCE_S", 1)  # the wait alone is shorter; server and failure are real
     doomed.publish(adapter, "adapters/a", FILES)
     doomed.server._process.kill()
     doomed.server._process.wait()
@@ -263,7 +263,7 @@ def test_an_endpoint_that_comes_back_is_waited_for(doomed, adapter):
 
 @pytest.mark.faults
 def test_an_endpoint_that_falls_silent_half_way(doomed, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "PATIENCE_S", 1)
+    monkeypatch.setattr(storage, "PATIENCE_S", 1)  # the wait alone is shorter; server and failure are real
     monkeypatch.setitem(storage.TIME_LIMITS, "request_timeout", 1)
     doomed.server._process.send_signal(signal.SIGSTOP)
     try:
