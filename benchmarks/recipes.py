@@ -4,8 +4,8 @@
 
 How the settings of benchmarks/lora_sft_smollm2.yaml were found; `val` alone decides. LLaMA-Factory trains
 SmolLM2-135M-Instruct on all rows once for each candidate, with the overrides of its name laid over that
-recipe, and one vLLM engine answers `val` and `test` with each adapter: that of the last step, and the mean of
-the weights of the last steps. Prints a table and writes benchmarks/gpu_recipes.json.
+recipe, and one vLLM engine answers `val` with each adapter: that of the last step, and the means of the
+weights over the last 30% and 60% of the steps. Prints a table and writes benchmarks/gpu_recipes.json.
 
 One key of a candidate is not LLaMA-Factory's: `seed` also draws the order of the rows, as in README.ipynb.
 """
@@ -22,42 +22,31 @@ from benchmarks import common
 from benchmarks.accuracy import RECIPE, SHARE
 from tutorial import data, model, recipe, score, settings
 
+LARGER = {"per_device_train_batch_size": 32, "num_train_epochs": 8.0}  # fewer steps than 5 epochs of 16
+CONSTANT = {"lr_scheduler_type": "constant_with_warmup"}
+DOWN = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.3}}
+WIDER = {"lora_rank": 128, "lora_alpha": 256, "learning_rate": 0.0007}
+PACKED = {"packing": True, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
 CANDIDATES = {
     "recipe": {},
-    "8 epochs": {"num_train_epochs": 8.0},
-    "rate 0.0005": {"learning_rate": 0.0005},
-    "rate 0.002, dropout 0.1": {"learning_rate": 0.002, "lora_dropout": 0.1},
-    "batch 8, rate 0.0007": {"per_device_train_batch_size": 8, "learning_rate": 0.0007},
-    "rank 128, rate 0.0007, dropout 0.1": {
-        "lora_rank": 128,
-        "lora_alpha": 256,
-        "learning_rate": 0.0007,
-        "lora_dropout": 0.1,
-    },
-    "rank 256, rate 0.0005, dropout 0.1": {
-        "lora_rank": 256,
-        "lora_alpha": 512,
-        "learning_rate": 0.0005,
-        "lora_dropout": 0.1,
-    },
-    "noise on embeddings": {"neftune_noise_alpha": 5},
-    "label smoothing 0.1": {"label_smoothing_factor": 0.1},
-    "prompts too": {"train_on_prompt": True},
-    "LoRA+ 8, rate 0.0005": {"loraplus_lr_ratio": 8.0, "learning_rate": 0.0005},
-    "rate down to 0.0003": {
-        "lr_scheduler_type": "cosine_with_min_lr",
-        "lr_scheduler_kwargs": {"min_lr_rate": 0.3},
-    },
-    "weight decay 1, dropout 0.1": {"weight_decay": 1.0, "lora_dropout": 0.1},
-    "packed": {"packing": True, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4},
-    "neat packed": {
-        "packing": True,
-        "neat_packing": True,
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-    },
+    "cosine to 0": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": None},
+    "constant": CONSTANT,
+    "constant, rate 0.0005": CONSTANT | {"learning_rate": 0.0005},
+    "to 30%": DOWN,
+    "to 30%, noise": DOWN | {"neftune_noise_alpha": 5},
+    "to 30%, rank 128": DOWN | WIDER,
+    "to 30%, dropout 0.1": DOWN | {"lora_dropout": 0.1},
+    "batch 32, constant": LARGER | CONSTANT,
+    "batch 32, constant, noise": LARGER | CONSTANT | {"neftune_noise_alpha": 5},
+    "batch 32, constant, 10 epochs, dropout 0.1": LARGER
+    | CONSTANT
+    | {"num_train_epochs": 10.0, "lora_dropout": 0.1},
+    "batch 32, to 30%": LARGER | DOWN,
+    "batch 32, to 30%, rate 0.0014": LARGER | DOWN | {"learning_rate": 0.0014},
+    "packed": PACKED,
+    "neat packed": PACKED | {"neat_packing": True},
 }
-LAST = 0.3  # of the steps: the mean is of their weights
+LAST = (0.3, 0.6)  # of the steps: the means are of their weights
 QUICK = {
     "eval_strategy": "no",
     "do_eval": True,
@@ -68,12 +57,12 @@ QUICK = {
 
 
 def train(args: dict[str, Any], out: str) -> dict[str, float]:
-    """Train in this process; the losses, and in `out` the adapter and the mean."""
+    """Train in this process; the losses, and in `out` the adapter and the means."""
     from llamafactory.train.tuner import run_exp
 
     from benchmarks.mean import Mean
 
-    run_exp(args | {"output_dir": out}, callbacks=[Mean(LAST, Path(out, "mean"))])
+    run_exp(args | {"output_dir": out}, callbacks=[Mean(share, Path(out, f"mean {share}")) for share in LAST])
     found = json.loads(Path(out, "all_results.json").read_text())
     return {key: found[key] for key in ("eval_loss", "train_loss", "train_runtime")}
 
@@ -111,10 +100,9 @@ def table(found: dict[str, dict]) -> list[dict]:
     return [
         {
             "candidate": name,
-            "val": each["last"]["val"],
-            "test": each["last"]["test"],
-            "val, mean": each["mean"]["val"],
-            "test, mean": each["mean"]["test"],
+            **{
+                f"{split}, {of}": n for of, found in each["exact match"].items() for split, n in found.items()
+            },
             "loss on val": each["training"]["eval_loss"],
             "training, s": each["training"]["train_runtime"],
         }
@@ -127,6 +115,7 @@ def main() -> None:
     """Measure the candidates of the command line."""
     options = common.parser(__doc__, __file__, CANDIDATES)
     options.add_argument("--at-once", type=int, default=4, help="trainings that share the GPU")
+    options.add_argument("--splits", nargs="+", default=["val"], choices=["val", "test"], help="to answer")
     options.set_defaults(minutes=120)
     args = common.parse(options, CANDIDATES)
     config = settings.load()
@@ -143,7 +132,10 @@ def main() -> None:
     engine["max_lora_rank"] = max((base | overrides)["lora_rank"] for overrides in args.candidates.values())
     if not args.small:
         engine |= SHARE | {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
-    numbers = {name: 2 * n + 1 for n, name in enumerate(args.candidates)}  # of the engine's adapters
+    folders = {"last": "", **{f"mean {share}": f"mean {share}" for share in LAST}}
+    numbers = {
+        name: len(folders) * n + 1 for n, name in enumerate(args.candidates)
+    }  # of the engine's adapters
     spawn = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix="recipes-") as scratch,
@@ -160,9 +152,11 @@ def main() -> None:
             data.write(parts, folder / "data")
             given = base | overrides | {"seed": seed, "dataset_dir": str(folder / "data")}
             found = {"training": trainers.submit(train, given, str(folder / "out")).result()}
-            asked = {split: rows[split] for split in ("val", "test")}
-            for number, (key, sub) in enumerate({"last": "", "mean": "mean"}.items(), numbers[name]):
-                found[key] = scorer.submit(exact_match, str(folder / "out" / sub), number, asked).result()
+            asked = {split: rows[split] for split in args.splits}
+            found["exact match"] = {
+                which: scorer.submit(exact_match, str(folder / "out" / sub), number, asked).result()
+                for number, (which, sub) in enumerate(folders.items(), numbers[name])
+            }
             print(name, found, flush=True)
             return found
 

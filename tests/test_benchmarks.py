@@ -133,6 +133,6 @@ def test_load(tmp_path):
 def test_recipes(tmp_path):
     found, shown = small("recipes", tmp_path, "--try", "short: {max_steps: 2}", "--candidates", "short")
     assert found["short"]["training"]["eval_loss"] > 0
-    for weights in ("last", "mean"):
-        assert set(found["short"][weights]) == {"val", "test"}
-    assert "short" in shown
+    assert list(found["short"]["exact match"]) == ["last", "mean 0.3", "mean 0.6"]
+    assert all(0 <= each["val"] <= 1 for each in found["short"]["exact match"].values())
+    assert "val, mean 0.3" in shown
