@@ -1,13 +1,13 @@
-"""Pictures of Ray's dashboard, taken while the notebook runs. From the project's root:
+"""Pictures of Ray's dashboard, taken while the notebook runs as a job. From the project's root:
 
     python -m images.dashboard
 
-Starts a Ray cluster with its dashboard on loopback, runs the notebook on it with the settings of the
-environment, and has headless Chromium photograph two pages, each while its stage is at work: the training
-workers and the served application. A job's page is not among them: it names the path of its Python. Writes
-images/dashboard_*.png.
+Starts a Ray cluster with its dashboard on loopback, submits the notebook to it as a job, with the settings of
+the environment, and has headless Chromium photograph four pages, each while its stage is at work: the jobs,
+the training workers, Ray Data's operators and the served application. Writes images/dashboard_*.png.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,10 +18,12 @@ from pathlib import Path
 
 import requests
 
+from tutorial import settings
 from tutorial.settings import ROOT
 
-ADDRESS, DASHBOARD = "127.0.0.1:6399", "http://127.0.0.1:8266"
+PORT, DASHBOARD, JOB = "6399", "http://127.0.0.1:8266", "notebook"
 SIZE = "1300,900"
+RUN = ["python", "-m", "tutorial.run"]
 
 
 def state(path: str) -> dict:
@@ -31,11 +33,24 @@ def state(path: str) -> dict:
     return response.json()
 
 
+def job() -> str | None:
+    """The page of the jobs, once this one runs."""
+    return "/#/jobs" if state(f"/api/jobs/{JOB}")["status"] == "RUNNING" else None
+
+
 def training() -> str | None:
     """The page of the actors, once two training workers are among them."""
     actors = state("/logical/actors")["data"]["actors"].values()
     workers = [each for each in actors if "RayTrainWorker" in each["actorClass"] and each["state"] == "ALIVE"]
     return "/#/actors" if len(workers) > 1 else None
+
+
+def batch() -> str | None:
+    """The job's own page, which shows the datasets, once some rows are answered."""
+    number = state(f"/api/jobs/{JOB}")["job_id"]
+    datasets = state(f"/api/data/datasets/{number}")["datasets"]
+    working = [each for each in datasets if each["state"] == "RUNNING" and each["progress"] > 0]
+    return f"/#/jobs/{JOB}" if any(each["total"] > 1 for each in working) else None
 
 
 def serving() -> str | None:
@@ -57,22 +72,25 @@ if __name__ == "__main__":
     CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
     if not CHROMIUM:
         sys.exit("chromium is not on PATH: install it to photograph the dashboard")
-    ray = Path(sys.executable).with_name("ray")
+    ray, env = Path(sys.executable).with_name("ray"), os.environ | {"RAY_ADDRESS": DASHBOARD}
     host, port = DASHBOARD.removeprefix("http://").split(":")
-    head = ["start", "--head", f"--port={ADDRESS.split(':')[1]}", "--num-cpus=8", "--disable-usage-stats"]
+    head = ["start", "--head", f"--port={PORT}", "--num-cpus=8", "--disable-usage-stats"]
     head += ["--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={port}"]
+    given = {
+        key: os.environ[key] for name in settings.Settings.model_fields if (key := name.upper()) in os.environ
+    }
+    given |= {"SHARED_DIR": str(settings.load().shared_folder())}
+    submit = ["job", "submit", "--no-wait", "--submission-id", JOB, "--working-dir", str(ROOT)]
+    submit += ["--runtime-env-json", json.dumps({"env_vars": given}), "--", *RUN]
     subprocess.run([ray, *head], check=True, stdout=subprocess.DEVNULL)
     try:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "tutorial.run"], env=os.environ | {"RAY_ADDRESS": ADDRESS}
-        )
-        for at_work in (training, serving):
+        subprocess.run([ray, *submit], check=True, env=env, stdout=subprocess.DEVNULL)
+        for at_work in (job, training, batch, serving):
             while (page := at_work()) is None:
-                if run.poll() is not None:
+                if state(f"/api/jobs/{JOB}")["status"] in ("FAILED", "STOPPED", "SUCCEEDED"):
                     sys.exit(f"the run ended before its stage {at_work.__name__!r} was seen")
                 time.sleep(1)
             photograph(page, ROOT / "images" / f"dashboard_{at_work.__name__}.png")
             print(f"images/dashboard_{at_work.__name__}.png", flush=True)
-        sys.exit(run.wait())
     finally:
         subprocess.run([ray, "stop", "--force"], check=True, stdout=subprocess.DEVNULL)
