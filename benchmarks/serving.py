@@ -76,7 +76,8 @@ def bench(  # noqa: PLR0917
             raise RuntimeError(
                 f"{answered['failed']} of {level}'s requests failed: {said.getvalue()[-1000:]}"
             )
-        found.append({"concurrency": level} | {key: answered[key] for key in measures})
+        counted = {"concurrency": level, "requests": answered["completed"]}
+        found.append(counted | {key: answered[key] for key in measures})
     return found
 
 
