@@ -1,6 +1,7 @@
 """The benchmarks that want a GPU: their command lines, and a small run of each on the CPU."""
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,11 +12,13 @@ from ray.exceptions import RayTaskError
 
 from benchmarks import common, mean
 from tests.conftest import ROOT
+from tutorial import settings
 
 
-def run(name, *options, returncode=0):
+def run(name, *options, returncode=0, env=None):
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    env = os.environ | (env or {})
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == returncode, done.stderr[-3000:]
     return done
 
@@ -127,6 +130,23 @@ def test_load(tmp_path):
         assert found[part]["failed"] == []
         assert found[part]["answered"] > 4
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.production
+def test_answers(tmp_path):
+    out, shared = tmp_path / "answers.json", settings.load().shared_folder()
+    few = {"DATA": "sample", "TRAIN_ROWS": "24", "VAL_ROWS": "4", "TEST_ROWS": "6", "KILL_WORKER": "0"}
+    few |= {"SHARED_DIR": str(shared), "RUN_NAME": "answers-1", "PORT": "8126", "STORAGE": str(tmp_path)}
+    ways = {}
+    for more in ({}, {"RESUME": "1"}):  # the second time nothing is left to train or to answer
+        run("answers", "--out", str(out), env=few | more)
+        found = json.loads(out.read_text())
+        ways[bool(more)] = found["ways"]
+        assert found["rows"] == 6
+        assert len(found["ways"]) == 6
+        assert all(0 <= way["exact match"] <= 1 for way in found["ways"])
+        assert sum(way["other answers"] for way in found["ways"]) <= 6  # of 36
+    assert [way["batch stage"] for way in ways[True]] == [way["batch stage"] for way in ways[False]]
 
 
 @pytest.mark.slow
