@@ -12,7 +12,6 @@ from ray.exceptions import RayTaskError
 
 from benchmarks import common, mean
 from tests.conftest import ROOT
-from tutorial import settings
 
 
 def run(name, *options, returncode=0, env=None):
@@ -134,9 +133,9 @@ def test_load(tmp_path):
 
 @pytest.mark.production
 def test_answers(tmp_path):
-    out, shared = tmp_path / "answers.json", settings.load().shared_folder()
+    out = tmp_path / "answers.json"
     few = {"DATA": "sample", "TRAIN_ROWS": "24", "VAL_ROWS": "4", "TEST_ROWS": "6", "KILL_WORKER": "0"}
-    few |= {"SHARED_DIR": str(shared), "RUN_NAME": "answers-1", "PORT": "8126", "STORAGE": str(tmp_path)}
+    few |= {"RUN_NAME": "answers-1", "PORT": "8126", "STORAGE": str(tmp_path)}
     ways = {}
     for more in ({}, {"RESUME": "1"}):  # the second time nothing is left to train or to answer
         run("answers", "--out", str(out), env=few | more)
