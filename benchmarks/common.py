@@ -237,10 +237,12 @@ def served(
         "store": store,
     }
     source = cell("app = endpoint.build(")
-    if "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING" in os.environ:  # it has no ingress, and no keys
+    if "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING" in os.environ:
+        # It has no ingress, and so no keys; and it refuses to fetch adapters while it serves (Ray 2.58).
         source = source.replace("endpoint.build({", "ray.serve.llm.build_openai_app({").replace(
             ', "key_digests": digests', ""
         )
+        source = "".join(line for line in source.splitlines(True) if "lora_config=" not in line)
     try:
         publish(store, adapter, Path(chosen.model))
         ray.init(
