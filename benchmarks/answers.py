@@ -38,6 +38,8 @@ results.write(Path("{path}"), {{
     "data": task.name,
     "model": model_id,
     "rows": len(used["test"]),
+    "asked": len(found) * len(used["test"]),
+    "other answers": sum(way["other answers"] for way in found),
     "ways": found,
 }})
 """
