@@ -86,30 +86,32 @@ class Load:
 def draw(found: dict[str, Any], file: Path) -> None:
     """A picture: latency by load on the left; on the right replicas and latency over the time of a load."""
     plt.rcParams.update(RC)
-    figure, (left, top, bottom) = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
-    levels = pd.DataFrame(found["levels"]).set_index("concurrency")
-    for share, style in ((50, "o-"), (95, "o--"), (99, "o:")):
-        left.plot(
-            levels.index, levels[f"p{share}_e2el_ms"] / 1000, style, color=BLUE, label=f"total p{share}"
-        )
-        left.plot(
-            levels.index, levels[f"p{share}_ttft_ms"] / 1000, style, color=ORANGE, label=f"first p{share}"
-        )
-    left.set(xscale="log", yscale="log", xlabel="concurrent requests", ylabel="seconds", title="Latency")
-    left.set_xticks(levels.index, levels.index)
-    left.minorticks_off()
+    layout = [["levels", "replicas"], ["levels", "answers"]]
+    figure, axes = plt.subplot_mosaic(layout, figsize=(9, 3.6), layout="constrained", height_ratios=(2, 3))
+    levels = pd.DataFrame(found["levels"]).set_index("concurrency") / 1000
+    for kind, what, color in (("e2el", "whole answer", BLUE), ("ttft", "first token", ORANGE)):
+        for share, style in ((50, "o-"), (95, "o--"), (99, "o:")):
+            times = levels[f"p{share}_{kind}_ms"]
+            axes["levels"].plot(times.index, times, style, color=color, label=f"{what}, p{share}")
+    axes["levels"].set(xscale="log", yscale="log", xlabel="concurrent requests", ylabel="seconds")
+    axes["levels"].set_ylim(top=10 * levels["p99_e2el_ms"].max())  # room for the legend
+    axes["levels"].set_xticks(levels.index, levels.index)
+    axes["levels"].minorticks_off()
+    axes["levels"].legend(fontsize=8, ncols=2, loc="upper left")
     scaled = found["autoscaling"]
-    running = pd.DataFrame(scaled["replicas"])
-    top.step(running["at_s"], running["replicas"], where="post", color=VERMILLION)
-    top.set(ylim=(0, 2.5), yticks=[0, 1, 2], xlabel="seconds", ylabel="replicas", title="Replicas")
-    answers = pd.DataFrame(scaled["latency"])
-    bottom.plot(answers["at_s"], answers["latency_s"], ".", color=BLUE, alpha=0.5)
-    bottom.set(ylim=(0, None), xlim=top.get_xlim(), xlabel="seconds", ylabel="seconds", title="Answers take")
-    for axes in (top, bottom):
-        axes.axvspan(0, scaled["load_ends_s"], color=ORANGE, alpha=0.2, label="load")
-    for axes in (left, top, bottom):
-        axes.grid()
-        axes.legend(fontsize=7)
+    running, answers = pd.DataFrame(scaled["replicas"]), pd.DataFrame(scaled["latency"])
+    over = (0, running["at_s"].max())
+    axes["replicas"].step(running["at_s"], running["replicas"], where="post", color=VERMILLION)
+    axes["replicas"].set(ylim=(0, 2.5), yticks=[0, 1, 2], xlim=over, ylabel="replicas")
+    axes["replicas"].tick_params(labelbottom=False)
+    axes["answers"].plot(answers["at_s"], answers["latency_s"], ".", color=BLUE, alpha=0.5)
+    axes["answers"].set(
+        ylim=(0, None), xlim=over, xlabel="seconds; shaded: load", ylabel="an answer, seconds"
+    )
+    for name in ("replicas", "answers"):
+        axes[name].axvspan(0, scaled["load_ends_s"], color=ORANGE, alpha=0.15)
+    for each in axes.values():
+        each.grid()
     figure.savefig(file, metadata={"Date": None})
 
 
