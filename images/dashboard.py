@@ -1,29 +1,29 @@
 """Pictures of Ray's dashboard, taken while the notebook runs as a job. From the project's root:
 
-    python -m images.dashboard
+    make .venv/.ready .venv-docs/.ready && .venv-docs/bin/python -m images.dashboard
 
 Starts a Ray cluster with its dashboard on loopback, submits the notebook to it as a job, with the settings of
 the environment, and has headless Chromium photograph four pages, each while its stage is at work: the jobs,
-the training workers, Ray Data's operators and the served application. Writes images/dashboard_*.png.
+the training workers, Ray Data's datasets and the served application. Writes images/dashboard_*.png.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import requests
+from playwright.sync_api import sync_playwright
 
-from tutorial import settings
-from tutorial.settings import ROOT
-
+ROOT = Path(__file__).resolve().parents[1]
 PORT, DASHBOARD, JOB = "6399", "http://127.0.0.1:8266", "notebook"
-SIZE = "1300,900"
+SIZE = {"width": 1300, "height": 900}
 RUN = ["python", "-m", "tutorial.run"]
+CLICK = {"batch": "Ray Data Overview"}  # what a page shows only when asked to
 
 
 def state(path: str) -> dict:
@@ -59,38 +59,47 @@ def serving() -> str | None:
     return "/#/serve" if any(each["status"] == "RUNNING" for each in applications.values()) else None
 
 
-def photograph(page: str, file: Path) -> None:
-    """What Chromium shows of a page of the dashboard after ten of its seconds."""
-    with tempfile.TemporaryDirectory() as profile:
-        flags = ["--headless", "--disable-gpu", "--hide-scrollbars", f"--window-size={SIZE}"]
-        flags += ["--no-sandbox"] if os.geteuid() == 0 else []  # root has none
-        flags += [f"--user-data-dir={profile}", "--virtual-time-budget=10000", f"--screenshot={file}"]
-        subprocess.run([CHROMIUM, *flags, DASHBOARD + page], check=True, capture_output=True, timeout=120)
+def photograph(chromium: str, stage: str, page: str) -> None:
+    """What Chromium shows of a page of the dashboard, some seconds after it was opened."""
+    with sync_playwright() as player:
+        flags = ["--no-sandbox"] if os.geteuid() == 0 else []  # root has none
+        browser = player.chromium.launch(executable_path=chromium, args=flags)
+        tab = browser.new_page(viewport=SIZE)
+        tab.goto(DASHBOARD + page)
+        if stage in CLICK:
+            tab.get_by_text(CLICK[stage]).click()
+        tab.wait_for_timeout(5000)
+        tab.screenshot(path=ROOT / "images" / f"dashboard_{stage}.png")
+        browser.close()
 
 
-if __name__ == "__main__":
-    CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-    if not CHROMIUM:
+def main() -> None:
+    """Start the cluster and the job, photograph, stop."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
         sys.exit("chromium is not on PATH: install it to photograph the dashboard")
-    ray, env = Path(sys.executable).with_name("ray"), os.environ | {"RAY_ADDRESS": DASHBOARD}
+    ray = ROOT / ".venv" / "bin" / "ray"
+    env = os.environ | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
     host, port = DASHBOARD.removeprefix("http://").split(":")
-    head = ["start", "--head", f"--port={PORT}", "--num-cpus=8", "--disable-usage-stats"]
+    head = [ray, "start", "--head", f"--port={PORT}", "--num-cpus=8", "--disable-usage-stats"]
     head += ["--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={port}"]
-    given = {
-        key: os.environ[key] for name in settings.Settings.model_fields if (key := name.upper()) in os.environ
-    }
-    given |= {"SHARED_DIR": str(settings.load().shared_folder())}
-    submit = ["job", "submit", "--no-wait", "--submission-id", JOB, "--working-dir", str(ROOT)]
-    submit += ["--runtime-env-json", json.dumps({"env_vars": given}), "--", *RUN]
-    subprocess.run([ray, *head], check=True, stdout=subprocess.DEVNULL)
+    known = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+    given = {"SHARED_DIR": str(ROOT / ".cache")} | {key: env[key] for key in known if key in env}
+    submit = [ray, "job", "submit", "--address", DASHBOARD, "--no-wait", "--submission-id", JOB]
+    submit += ["--working-dir", str(ROOT), "--runtime-env-json", json.dumps({"env_vars": given})]
+    subprocess.run(head, check=True, env=env, stdout=subprocess.DEVNULL)
     try:
-        subprocess.run([ray, *submit], check=True, env=env, stdout=subprocess.DEVNULL)
+        subprocess.run([*submit, "--", *RUN], check=True, env=env, stdout=subprocess.DEVNULL)
         for at_work in (job, training, batch, serving):
             while (page := at_work()) is None:
                 if state(f"/api/jobs/{JOB}")["status"] in ("FAILED", "STOPPED", "SUCCEEDED"):
                     sys.exit(f"the run ended before its stage {at_work.__name__!r} was seen")
                 time.sleep(1)
-            photograph(page, ROOT / "images" / f"dashboard_{at_work.__name__}.png")
+            photograph(chromium, at_work.__name__, page)
             print(f"images/dashboard_{at_work.__name__}.png", flush=True)
     finally:
-        subprocess.run([ray, "stop", "--force"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([ray, "stop", "--force"], check=True, env=env, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
