@@ -29,10 +29,16 @@ WIDER = {"lora_rank": 128, "lora_alpha": 256, "learning_rate": 0.0007}
 PACKED = {"packing": True, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
 CANDIDATES = {
     "recipe": {},
-    "cosine to 0": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": None},
+    "rate 0.0005": {"learning_rate": 0.0005},
+    "rate 0.002, dropout 0.1": {"learning_rate": 0.002, "lora_dropout": 0.1},
+    "rank 128, rate 0.0007, dropout 0.1": WIDER | {"lora_dropout": 0.1},
+    "noise on embeddings": {"neftune_noise_alpha": 5},
+    "label smoothing 0.1": {"label_smoothing_factor": 0.1},
+    "LoRA+ 8, rate 0.0005": {"loraplus_lr_ratio": 8.0, "learning_rate": 0.0005},
+    "rate down to 0.0003": DOWN,
+    "weight decay 1, dropout 0.1": {"weight_decay": 1.0, "lora_dropout": 0.1},
     "constant": CONSTANT,
     "constant, rate 0.0005": CONSTANT | {"learning_rate": 0.0005},
-    "to 30%": DOWN,
     "to 30%, noise": DOWN | {"neftune_noise_alpha": 5},
     "to 30%, rank 128": DOWN | WIDER,
     "to 30%, dropout 0.1": DOWN | {"lora_dropout": 0.1},
