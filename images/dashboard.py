@@ -98,7 +98,7 @@ def main() -> None:
             photograph(chromium, at_work.__name__, page)
             print(f"images/dashboard_{at_work.__name__}.png", flush=True)
     finally:
-        subprocess.run([ray, "stop", "--force"], check=True, env=env, stdout=subprocess.DEVNULL)
+        subprocess.run([ray, "stop"], check=True, env=env, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":
