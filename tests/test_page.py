@@ -28,6 +28,7 @@ MODULES = list((ROOT / "tutorial").glob("*.py"))
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 # Named, and not ours to have: commands and kinds of platforms that are not installed here.
 ELSEWHERE = {"RayJob", "RayService", "anyscale job submit", "anyscale service deploy"}
+ELSEWHERE |= {"anyscale compute-config create", "kubectl apply"}
 
 
 def exists(name: str) -> bool:
@@ -36,9 +37,12 @@ def exists(name: str) -> bool:
     settings = [word.partition("=")[0].lower() for word in words if re.fullmatch(r"[A-Z_]+(=.*)?", word)]
     if name in ELSEWHERE or (ROOT / name).exists():
         return True
-    if settings:
+    if settings:  # ours, or switches of Ray's that the code sets
         rest = " ".join(words[len(settings) :])
-        return set(settings) <= set(Settings.model_fields) and (not rest or exists(rest))
+        ours = set(Settings.model_fields) | {word.lower() for word in WORDS if word.startswith("RAY_")}
+        return set(settings) <= ours and (not rest or exists(rest))
+    if " ".join(word for word in words if re.fullmatch("[a-z][a-z-]+", word)) in ELSEWHERE:
+        return all((ROOT / word).exists() for word in words if "/" in word)
     if words[0] == "make":
         return len(words) == 2 and words[1] in MAKE
     if len(words) > 1 and words[0].islower() and "(" not in name:
