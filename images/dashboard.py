@@ -21,7 +21,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT, DASHBOARD, JOB = "6399", "http://127.0.0.1:8266", "notebook"
-SIZE = {"width": 1300, "height": 900}
+WIDTH, HEIGHT = 1300, {"job": 540, "training": 900, "batch": 900, "serving": 700}
 RUN = ["python", "-m", "tutorial.run"]
 CLICK = {"batch": "Ray Data Overview"}  # what a page shows only when asked to
 
@@ -64,7 +64,7 @@ def photograph(chromium: str, stage: str, page: str) -> None:
     with sync_playwright() as player:
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []  # root has none
         browser = player.chromium.launch(executable_path=chromium, args=flags)
-        tab = browser.new_page(viewport=SIZE)
+        tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT[stage]})
         tab.goto(DASHBOARD + page)
         if stage in CLICK:
             tab.get_by_text(CLICK[stage]).click()
