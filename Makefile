@@ -2,7 +2,7 @@
 # make test   run it small under nbmake, then the tests     make page   the last run becomes README.ipynb, README.md
 # make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
 # make slow   small runs of the GPU benchmarks              make test-faults  cause each fault of the notebook's table
-# make links  are the page's links to other sites alive?     make deploy-check  deploy/ by the vendors' own models
+# make links  are the page's links to other sites alive?     make deploy-check  deploy/ by Anyscale's and KubeRay's
 # make test-production  a job, a service, and load on it     make clean  delete out/ and the environments
 PYTHON ?= python3
 SHELL := /bin/bash

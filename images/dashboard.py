@@ -7,9 +7,7 @@ the environment, and has headless Chromium photograph four pages, each while its
 the training workers, Ray Data's datasets and the served application. Writes images/dashboard_*.png.
 """
 
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -79,14 +77,17 @@ def main() -> None:
     if not chromium:
         sys.exit("chromium is not on PATH: install it to photograph the dashboard")
     ray = ROOT / ".venv" / "bin" / "ray"
-    env = os.environ | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
+    # What the cluster is started with its jobs have too: no setting, and no key, stands in a command line.
+    env = (
+        {"SHARED_DIR": str(ROOT / ".cache")}
+        | os.environ
+        | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
+    )
     host, port = DASHBOARD.removeprefix("http://").split(":")
     head = [ray, "start", "--head", f"--port={PORT}", "--num-cpus=8", "--disable-usage-stats"]
     head += ["--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={port}"]
-    known = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
-    given = {"SHARED_DIR": str(ROOT / ".cache")} | {key: env[key] for key in known if key in env}
     submit = [ray, "job", "submit", "--address", DASHBOARD, "--no-wait", "--submission-id", JOB]
-    submit += ["--working-dir", str(ROOT), "--runtime-env-json", json.dumps({"env_vars": given})]
+    submit += ["--working-dir", str(ROOT)]
     subprocess.run(head, check=True, env=env, stdout=subprocess.DEVNULL)
     try:
         subprocess.run([*submit, "--", *RUN], check=True, env=env, stdout=subprocess.DEVNULL)

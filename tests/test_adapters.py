@@ -65,6 +65,9 @@ def test_files_that_changed_or_are_missing(store, make):
         stream.write(b"{}")
     with pytest.raises(TutorialError, match=r"manifest.json: .*; publish the adapter again$"):
         adapters.verify_all(store.uri("adapters"), base="base-model")
+    # Its configuration comes last: without it, it is on its way still, and stops no other's deployment.
+    files.delete_file(path.replace(adapters.WEIGHTS, adapters.CONFIG))
+    assert "viggo" not in adapters.verify_all(store.uri("adapters"), base="base-model")
 
 
 def test_what_is_no_adapter(store, make):

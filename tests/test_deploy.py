@@ -25,9 +25,10 @@ FILES = sorted(DEPLOY.rglob("*.yaml"))
 TEXTS = {path.relative_to(DEPLOY).as_posix(): path.read_text() for path in FILES}
 PLACEHOLDERS = {"<bucket>", "<image>"}
 
-JOB, SERVICE, RAY_JOB, RAY_SERVICE = (
+OWN_JOB, JOB, SERVICE, RAY_JOB, RAY_SERVICE = (
     yaml.safe_load(TEXTS[name])
     for name in (
+        "job.yaml",
         "anyscale/job.yaml",
         "anyscale/service.yaml",
         "kuberay/rayjob.yaml",
@@ -61,6 +62,8 @@ def check(config):
         known(application, ServeApplicationSchema)
         RuntimeEnv(**application.get("runtime_env", {}))
         LLMServingArgs.model_validate(application["args"])
+        known(ingress := application["args"]["ingress_deployment_config"], DeploymentSchema)
+        known(ingress["autoscaling_config"], AutoscalingConfig)
         for model in application["args"]["llm_configs"]:
             LLMConfig.model_validate(model)
             known(model["deployment_config"], DeploymentSchema)
@@ -79,6 +82,8 @@ def test_a_serve_config(name):
         ["http_options"],
         ["applications", 0],
         ["applications", 0, "args"],
+        ["applications", 0, "args", "ingress_deployment_config"],
+        ["applications", 0, "args", "ingress_deployment_config", "autoscaling_config"],
         ["applications", 0, "args", "llm_configs", 0],
         ["applications", 0, "args", "llm_configs", 0, "model_loading_config"],
         ["applications", 0, "args", "llm_configs", 0, "lora_config"],
@@ -135,7 +140,7 @@ def test_the_bounds():
 
 
 def test_the_service_finds_what_the_job_leaves(monkeypatch):
-    for env in (JOB["env_vars"], RAY_JOB_ENV["env_vars"]):
+    for env in (OWN_JOB["env_vars"], JOB["env_vars"], RAY_JOB_ENV["env_vars"]):
         for name in list(env):
             assert name.lower() in Settings.model_fields
             monkeypatch.setenv(name, env[name].replace("<bucket>", "bucket"))
@@ -144,7 +149,9 @@ def test_the_service_finds_what_the_job_leaves(monkeypatch):
         adapters = MODEL["lora_config"]["dynamic_lora_loading_path"]
         assert adapters == f"s3://<bucket>/{job.run_name}/adapters"
     assert RAY_JOB_ENV["env_vars"]["STORAGE"] == "s3://<bucket>"
+    assert OWN_JOB["env_vars"] == RAY_JOB_ENV["env_vars"]
     RuntimeEnv(**RAY_JOB_ENV)
+    RuntimeEnv(**OWN_JOB)
 
 
 def test_jobs_run_the_notebook_and_services_their_endpoint():

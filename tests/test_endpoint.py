@@ -62,6 +62,21 @@ def test_nobody_gets_in_without_a_key(service):
         assert openai.OpenAI(base_url=f"{url}/v1", api_key=key).models.list().data
 
 
+def test_no_client_lifts_the_service_s_limits(service):
+    url, headers = f"http://127.0.0.1:{PORT}/v1/models", {"Authorization": f"Bearer {KEYS[0]}"}
+    for lifts in ({"X-Request-Timeout-Seconds": "0"}, {"x-request-disconnect-disabled": "?1"}):
+        answer = requests.get(url, headers=headers | lifts, timeout=10)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "invalid_header"
+
+
+def test_what_serve_s_own_proxy_tells_anybody(service):
+    """No more than that it is there, and the application's name."""
+    for path, said in (("/-/healthz", "success"), ("/-/routes", '{"/":"llm"}')):
+        answer = requests.get(f"http://127.0.0.1:{PORT}{path}", timeout=10)
+        assert (answer.status_code, answer.text) == (200, said)
+
+
 def test_no_site_may_ask_with_a_visitor_s_credentials(service):
     headers = {"Authorization": f"Bearer {KEYS[0]}", "Origin": "https://example.com"}
     answer = requests.get(f"http://127.0.0.1:{PORT}/v1/models", headers=headers, timeout=10)
@@ -74,14 +89,25 @@ def test_it_listens_on_loopback(service):
     assert listening == {"127.0.0.1"}
 
 
-def test_keys_that_cannot_be():
+def test_keys_that_cannot_be(monkeypatch):
     with pytest.raises(TutorialError, match=r"^API_KEYS: a key has fewer than 16 characters") as error:
         endpoint.keys(SecretStr("a-key-of-the-first-team, short"))
     assert "short" not in str(error.value)
     assert endpoint.keys(SecretStr(" , ".join(KEYS))) == KEYS
     assert len(endpoint.keys(None)[0]) > 30
+    monkeypatch.delenv("API_KEYS", raising=False)
+    monkeypatch.setattr(endpoint.settings, "load", lambda: endpoint.settings.Settings(_env_file=None))
     with pytest.raises(TutorialError, match=r"^API_KEYS is not set"):
         endpoint.build({"llm_configs": []})
+
+
+def test_the_ingress_scales_as_it_is_told():
+    scaling = {"min_replicas": 2, "max_replicas": 8, "target_ongoing_requests": 64}
+    served = {"model_loading_config": {"model_id": "tiny", "model_source": str(common.prepare("tiny")[0])}}
+    args = {"llm_configs": [served], "key_digests": ["0"]}
+    app = endpoint.build(args | {"ingress_deployment_config": {"autoscaling_config": scaling}})
+    found = app._bound_deployment._deployment_config.autoscaling_config
+    assert {key: getattr(found, key) for key in scaling} == scaling
 
 
 def test_models_that_are_not_there(client):
@@ -193,6 +219,10 @@ def test_a_request_that_takes_too_long_ends_and_the_others_are_served(client):
         for each in endless:
             assert isinstance(each.exception(), openai.APIStatusError)
             assert each.exception().status_code == 408
+        start = time.monotonic()
+        with pytest.raises(openai.OpenAIError):  # it began as a 200: the stream breaks off
+            list(ask(client, stream=True, **LONG))
+        assert TIME_LIMIT_S <= time.monotonic() - start < TIME_LIMIT_S + 4
         assert TIME_LIMIT_S <= took < TIME_LIMIT_S + 4
         after = pool.map(lambda _: ask(client, max_tokens=5).usage.completion_tokens, range(4))
         assert list(after) == [5] * 4
@@ -232,8 +262,8 @@ def test_metrics(client):
 
 
 def test_no_key_stands_in_a_log(service):
-    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-    for path in session.joinpath("logs").rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            assert not [key for key in KEYS if key.encode() in content], path.name
+    logs = Path(ray._private.worker.global_worker.node.get_session_dir_path(), "logs")
+    contents = {path.name: path.read_bytes() for path in logs.rglob("*") if path.is_file()}
+    assert [name for name, content in contents.items() if "Ingress" in name and b"/v1/models" in content]
+    for name, content in contents.items():
+        assert not [key for key in KEYS if key.encode() in content], name

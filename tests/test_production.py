@@ -90,27 +90,22 @@ def left(stored: str, name: str) -> str:
         return stream.read().decode()
 
 
-def submit(environment, returncode: int = 0, **env: str) -> str:
-    """The notebook as a job."""
+def submit(environment, folder: Path, returncode: int = 0, **env: str) -> str:
+    """The notebook as deploy/job.yaml's job, with the cpu profile."""
     shared = str(settings.load().shared_folder())
-    given = ROWS | {"RUN_NAME": RUN, "PORT": str(SERVE), "SHARED_DIR": shared} | env
-    command = [
-        "ray",
-        "job",
-        "submit",
-        "--working-dir",
-        ".",
-        "--runtime-env-json",
-        json.dumps({"env_vars": given}),
-    ]
+    job = yaml.safe_load((ROOT / "deploy" / "job.yaml").read_text())
+    small = ROWS | {"PROFILE": "cpu", "RUN_NAME": RUN, "PORT": str(SERVE), "SHARED_DIR": shared}
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job | {"env_vars": job["env_vars"] | small | env}))
+    command = ["ray", "job", "submit", "--working-dir", ".", "--runtime-env", str(path)]
     return ours([*command, "--", "python", "-m", "tutorial.run"], environment, returncode)
 
 
 def test_a_job_then_a_service(cluster, environment, stored, tmp_path):
-    said = submit(environment, returncode=1, STORAGE=stored, TRAIN_ROWS="none")
+    said = submit(environment, tmp_path, returncode=1, STORAGE=stored, TRAIN_ROWS="none")
     assert "TRAIN_ROWS='none'" in said, "a wrong setting is a job that fails, in one line"
 
-    submit(environment, STORAGE=stored)
+    submit(environment, tmp_path, STORAGE=stored)
     assert json.loads(left(stored, f"adapters/{RUN}/manifest.json"))["base_model"] == model.PACKAGED
     found = json.loads(left(stored, "results/results.json"))
     assert found["batch"]["rows_out"] == found["batch"]["rows_in"] > 0

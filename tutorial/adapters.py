@@ -108,13 +108,17 @@ def verify(uri: str, base: str) -> Manifest:
 
 
 def verify_all(uri: str, base: str) -> dict[str, Manifest]:
-    """`verify` each adapter below a folder, if there is one: the manifests by the adapters' names."""
+    """`verify` each adapter below a folder, if there is one: the manifests by the adapters' names.
+
+    One that has no configuration is not there yet: it is published last, and Ray Serve waits for it too.
+    """
     files, path = file_system(uri)
     found = files.get_file_info(FileSelector(path, allow_not_found=True))
+    folders = [each for each in found if each.type == FileType.Directory]
     return {
         each.base_name: verify(f"{uri}/{each.base_name}", base)
-        for each in found
-        if each.type == FileType.Directory
+        for each in folders
+        if files.get_file_info(f"{each.path}/{CONFIG}").is_file
     }
 
 

@@ -12,9 +12,14 @@ from fastapi.middleware.cors import CORSMiddleware
 from pydantic import SecretStr
 from ray import serve
 from ray.exceptions import RayTaskError
+from ray.llm._internal.common.dict_utils import maybe_apply_llm_deployment_config_defaults
 from ray.llm._internal.serve.constants import RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
 from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
 from ray.llm._internal.serve.core.ingress.ingress import DEFAULT_ENDPOINTS, init
+from ray.serve._private.constants import (
+    SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+    SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+)
 from ray.serve.deployment import Application
 from ray.serve.exceptions import BackPressureError
 from ray.serve.llm import LLMServingArgs, build_llm_deployment
@@ -28,6 +33,8 @@ from tutorial import TutorialError, adapters, one_line, settings
 
 ROUTES = ("models", "model_data", "completions", "chat")  # what is offered of `DEFAULT_ENDPOINTS`
 KEY_LENGTH = 16  # characters, at least
+# By these a client tells Ray Serve how long its request may take, and not to see whether it went away.
+UNBOUND = (SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER, SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER)
 
 
 def error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -56,7 +63,7 @@ def digest(key: str) -> str:
 
 
 class Keys:
-    """ASGI middleware: nothing gets in without `Authorization: Bearer <key>`.
+    """ASGI middleware: nothing gets in without `Authorization: Bearer <key>`, nor past the service's limits.
 
     Args:
         app: what it stands before.
@@ -67,16 +74,21 @@ class Keys:
         self.app, self.digests = app, digests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask for the key; 401 without one or with another."""
+        """Ask for the key; 401 without one or with another, 400 for a header that lifts a limit."""
         app = self.app
         if scope["type"] != "lifespan":
-            kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+            headers = Headers(scope=scope)
+            kind, _, key = headers.get("authorization", "").partition(" ")
             found = digest(key.strip())
             # All are compared, each in constant time: how long it takes says nothing about the key.
             known = [hmac.compare_digest(found, each) for each in self.digests]
             if kind.lower() != "bearer" or not any(known):
                 message = "a key is needed that this service knows: Authorization: Bearer <key>"
                 app = error(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+            elif lifts := [name for name in UNBOUND if name in headers]:
+                app = error(
+                    400, f"{lifts[0]}: how long a request may take is the service's", "invalid_header"
+                )
         await app(scope, receive, send)
 
 
@@ -120,15 +132,16 @@ def build(args: dict) -> Application:
     """`ray.serve.llm.build_openai_app`, but behind keys, and without its CORS, which lets every site in.
 
     Args:
-        args: `llm_configs`, as for `build_openai_app`, and `key_digests`, the `digest` of each key; without
-            them the keys are those of `API_KEYS` where this runs.
+        args: `llm_configs` and `ingress_deployment_config`, as for `build_openai_app`, and `key_digests`, the
+            `digest` of each key; without them the keys are those of `API_KEYS` where this runs.
 
     Raises:
         TutorialError: there is no key; something else is asked for; or an adapter that is there already is
             not what was published, or made for another base model.
     """
-    if unknown := set(args) - {"llm_configs", "key_digests"}:
-        raise TutorialError(f"{min(unknown)}: not known here; llm_configs and key_digests are")
+    if unknown := set(args) - {"llm_configs", "ingress_deployment_config", "key_digests"}:
+        known = "llm_configs, ingress_deployment_config and key_digests"
+        raise TutorialError(f"{min(unknown)}: not known here; {known} are")
     if RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING:
         raise TutorialError("RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING: it goes past the keys; unset it")
     digests = args.get("key_digests")
@@ -137,7 +150,8 @@ def build(args: dict) -> Application:
         if not given or not given.get_secret_value().strip(" ,"):
             raise TutorialError("API_KEYS is not set: the service would let nobody in; set one or more")
         digests = [digest(key) for key in keys(given)]
-    configs = LLMServingArgs.model_validate({"llm_configs": args["llm_configs"]}).llm_configs
+    serving = LLMServingArgs.model_validate({k: v for k, v in args.items() if k != "key_digests"})
+    configs = serving.llm_configs
     for config in configs:
         if config.lora_config:
             adapters.verify_all(config.lora_config.dynamic_lora_loading_path, base=config.model_id)
@@ -147,7 +161,10 @@ def build(args: dict) -> Application:
     ingress = make_fastapi_ingress(
         Ingress, endpoint_map={name: DEFAULT_ENDPOINTS[name] for name in ROUTES}, app=app
     )
-    return serve.deployment(ingress, **Ingress.get_deployment_options(configs)).bind(
+    options = maybe_apply_llm_deployment_config_defaults(
+        Ingress.get_deployment_options(configs), serving.ingress_deployment_config
+    )
+    return serve.deployment(ingress, **options).bind(
         llm_deployments={config.model_id: build_llm_deployment(config) for config in configs},
         model_cards={config.model_id: to_model_metadata(config.model_id, config) for config in configs},
         lora_paths={

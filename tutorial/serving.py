@@ -58,11 +58,13 @@ def check_cluster() -> None:
 
 def delete_at_exit(application: str) -> None:
     """Delete the application when this process ends, whatever ends it but SIGKILL: on a cluster that was
-    joined it would go on, and keep its GPU."""
+    joined it would go on, and keep its GPU. Serve ends with it, where it serves nothing else."""
 
     def delete() -> None:
         if ray.is_initialized():
             serve.delete(application)
+            if not serve.status().applications:
+                serve.shutdown()  # a controller that stays keeps the port and other options of its own
 
     atexit.register(delete)
 
