@@ -5,8 +5,8 @@
 Runs README.ipynb up to the scores of its batch stage once for each candidate: gpu profile, one GPU, all rows,
 benchmarks/lora_sft_smollm2.yaml, whose settings were chosen on `val` alone. A candidate is a seed, and what
 else `--try` lays over the recipe. Those that run at once have a GPU each where there are as many. Prints a
-table and writes benchmarks/gpu_accuracy.json: strict exact match on `val` and on `test`, the loss on `val`,
-the seconds of each stage, and the mean and spread over the candidates.
+table and writes benchmarks/gpu_accuracy.json: strict exact match on `val` and on `test`, also with the grammar
+(guided), the loss on `val`, the seconds of each stage, and the mean and spread over the candidates.
 """
 
 import os
@@ -39,16 +39,19 @@ SMALL = {
 SHARE = {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 4 * 2**30}
 # Both splits are asked for in one go, `val` first; afterwards they are told apart by number.
 SYSTEMS = """
-SYSTEMS = {"fine-tuned": SYSTEMS["fine-tuned"]}
+SYSTEMS = {name: SYSTEMS[name] for name in ("fine-tuned", "fine-tuned, guided")}
 used["test"] = [*used["val"], *used["test"]]
 """
 MORE = """{
     "splits": {
-        split: score.scores(list(part["answer"]), list(part["target"]), task.meaning).to_dict("index")
-        for split, part in {
-            "val": table[table["id"] < len(used["val"])],
-            "test": table[table["id"] >= len(used["val"])],
-        }.items()
+        name: {
+            split: score.scores(list(part["answer"]), list(part["target"]), task.meaning).to_dict("index")
+            for split, part in {
+                "val": table[(table["system"] == name) & (table["id"] < len(SYSTEMS) * len(used["val"]))],
+                "test": table[(table["system"] == name) & (table["id"] >= len(SYSTEMS) * len(used["val"]))],
+            }.items()
+        }
+        for name in SYSTEMS
     },
     "training": {key: value for key, value in result.metrics.items() if isinstance(value, int | float)},
     "seconds": clock.seconds,
@@ -64,13 +67,15 @@ def one(overrides: dict[str, Any], folder: Path, engine: dict[str, Any], mean: f
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     os.environ |= {"RECIPE": str(path), "SEED": str(overrides.get("seed", 0))}
     found = batch_stage.execute(SYSTEMS, more=MORE, engine=engine, mean=mean)
-    exact = {split: found["splits"][split]["exact match"] for split in ("val", "test")}
+    free, guided = found["splits"].values()
+    exact = {split: free[split]["exact match"] for split in ("val", "test")}
     training = {key: found["training"][key] for key in NOTED if key in found["training"]}
     return {
         "val": exact["val"]["value"],
         "test": exact["test"]["value"],
         "test_low": exact["test"]["low"],
         "test_high": exact["test"]["high"],
+        **{f"{split}, guided": guided[split]["exact match"]["value"] for split in ("val", "test")},
         "rows": {"train": found["train_rows"], "val and test": found["test_rows"]},
         "model": found["model"],
         "data": found["data"],
@@ -88,6 +93,7 @@ def table(found: dict[str, dict]) -> list[dict]:
             "val": each["val"],
             "test": each["test"],
             "95% interval": f"{each['test_low']:.3f} to {each['test_high']:.3f}",
+            "test, guided": each["test, guided"],
             "loss on val": each["training"].get("eval_loss"),
             "training, s": each["seconds"]["fine-tuning"],
             "in all, s": each["total_s"],
@@ -109,7 +115,7 @@ def together(found: dict[str, dict]) -> dict[str, Any]:
             "lowest": min(values),
             "highest": max(values),
         }
-        for split in ("val", "test")
+        for split in ("val", "test", "val, guided", "test, guided")
         if (values := [each[split] for each in done])
     }
 

@@ -239,9 +239,12 @@ def served(
     source = cell("app = endpoint.build(")
     if "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING" in os.environ:
         # It has no ingress, and so no keys; and it refuses to fetch adapters while it serves (Ray 2.58).
-        source = source.replace("endpoint.build({", "ray.serve.llm.build_openai_app({").replace(
-            ', "key_digests": digests', ""
-        )
+        for written, instead in (
+            ("endpoint.build(", "ray.serve.llm.build_openai_app("),
+            (', "ingress_deployment_config": profile.ingress, "key_digests": digests', ""),
+        ):
+            assert written in source
+            source = source.replace(written, instead)
         source = "".join(line for line in source.splitlines(True) if "lora_config=" not in line)
     try:
         publish(store, adapter, Path(chosen.model))

@@ -6,6 +6,7 @@ Built of Ray's public ingress; its app and its list of routes are from inside th
 import hashlib
 import hmac
 import secrets
+from collections.abc import AsyncGenerator
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -23,6 +24,7 @@ from ray.serve._private.constants import (
 from ray.serve.deployment import Application
 from ray.serve.exceptions import BackPressureError
 from ray.serve.llm import LLMServingArgs, build_llm_deployment
+from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from starlette.datastructures import Headers
@@ -33,6 +35,7 @@ from tutorial import TutorialError, adapters, one_line, settings
 
 ROUTES = ("models", "model_data", "completions", "chat")  # what is offered of `DEFAULT_ENDPOINTS`
 KEY_LENGTH = 16  # characters, at least
+AT_ONCE = 2  # pieces of a streamed answer: the role, which has no text, and the first token
 # By these a client tells Ray Serve how long its request may take, and not to see whether it went away.
 UNBOUND = (SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER, SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER)
 
@@ -90,6 +93,28 @@ class Keys:
                     400, f"{lifts[0]}: how long a request may take is the service's", "invalid_header"
                 )
         await app(scope, receive, send)
+
+
+class Server(LLMServer):
+    """Ray Serve LLM's server, but the beginning of a streamed answer does not wait.
+
+    Ray holds the pieces of an answer back and passes on together what came in `stream_batching_interval_ms`:
+    each message on the way to the client costs more than the token in it. The first token would wait too.
+    """
+
+    def _batch_output_stream(self, generator: AsyncGenerator) -> AsyncGenerator[list]:
+        rest = super()._batch_output_stream
+
+        async def pieces():
+            for _ in range(AT_ONCE):
+                try:
+                    yield [await anext(generator)]
+                except StopAsyncIteration:
+                    return
+            async for together in rest(generator):
+                yield together
+
+        return pieces()
 
 
 class Ingress(OpenAiIngress):
@@ -165,7 +190,12 @@ def build(args: dict) -> Application:
         Ingress.get_deployment_options(configs), serving.ingress_deployment_config
     )
     return serve.deployment(ingress, **options).bind(
-        llm_deployments={config.model_id: build_llm_deployment(config) for config in configs},
+        llm_deployments={
+            config.model_id: build_llm_deployment(
+                config, deployment_cls=config.server_cls or Server, name_prefix=f"{LLMServer.__name__}:"
+            )
+            for config in configs
+        },
         model_cards={config.model_id: to_model_metadata(config.model_id, config) for config in configs},
         lora_paths={
             config.model_id: config.lora_config.dynamic_lora_loading_path

@@ -52,6 +52,7 @@ class Profile(BaseModel):
     processor: dict[str, Any] = Field(description="further fields of vLLMEngineProcessorConfig")
     serving: dict[str, Any] = Field(description="further fields of LLMConfig")
     lora: dict[str, Any] = Field(description="further fields of its lora_config")
+    ingress: dict[str, Any] = Field(description="Ray Serve's options of what stands before the model")
     worker_env: dict[str, str] = Field(description="environment variables of the engine's processes")
 
 
