@@ -1,6 +1,7 @@
 """The notebook's serving cell, alive: Ray Serve and vLLM, a tiny model with random weights, two adapters."""
 
 import argparse
+import asyncio
 import json
 import subprocess
 import time
@@ -13,6 +14,7 @@ import pytest
 import ray
 import requests
 from pydantic import SecretStr
+from ray.serve.llm import LLMConfig
 
 from benchmarks import common
 from tutorial import TutorialError, adapters, endpoint, metrics
@@ -107,6 +109,40 @@ def test_the_ingress_scales_as_it_is_told():
     app = endpoint.build(args | {"ingress_deployment_config": {"autoscaling_config": scaling}})
     found = app._bound_deployment._deployment_config.autoscaling_config
     assert {key: getattr(found, key) for key in scaling} == scaling
+
+
+def test_the_beginning_of_an_answer_does_not_wait_for_the_rest():
+    hour = {"stream_batching_interval_ms": 3_600_000}
+    served = {"model_loading_config": {"model_id": "tiny"}, "experimental_configs": hour}
+    app = endpoint.build({"llm_configs": [served], "key_digests": ["0"]})._bound_deployment
+    [model] = app.init_kwargs["llm_deployments"].values()
+
+    class Server(model._bound_deployment.func_or_class):  # without an engine, and so with nothing to end
+        __init__ = __del__ = lambda self: None
+
+    server = Server()
+    server._llm_config = LLMConfig(**served)
+
+    async def ask(count):
+        go_on = asyncio.Event()
+
+        async def engine():
+            for number in range(count):
+                if number == endpoint.AT_ONCE:
+                    await go_on.wait()
+                yield number
+
+        pieces, sent = server._batch_output_stream(engine()), []
+        async with asyncio.timeout(60):
+            async for together in pieces:
+                sent.append(together)
+                if len(sent) == endpoint.AT_ONCE:
+                    go_on.set()
+        return sent
+
+    assert asyncio.run(ask(9)) == [[0], [1], [2, 3, 4, 5, 6, 7, 8]]
+    assert asyncio.run(ask(1)) == [[0]]
+    assert asyncio.run(ask(0)) == []
 
 
 def test_models_that_are_not_there(client):
