@@ -5,7 +5,7 @@
 Runs README.ipynb up to the scores of its batch stage once for each candidate: gpu profile, one GPU, all rows,
 benchmarks/lora_sft_smollm2.yaml, whose settings were chosen on `val` alone. A candidate is a seed, and what
 else `--try` lays over the recipe. Those that run at once have a GPU each where there are as many. Prints a
-table and writes benchmarks/gpu_accuracy.json: strict exact match on `val` and on `test`, free and guided by the
+table and writes benchmarks/gpu_accuracy.json: strict exact match on `val` and on `test`, free and guided by a
 grammar, the loss on `val`, the seconds of each stage, and the mean and spread over the candidates.
 """
 
