@@ -128,6 +128,7 @@ def test_the_model_is_served_as_the_profile_says():
     adapters = {"dynamic_lora_loading_path": MODEL["lora_config"]["dynamic_lora_loading_path"]}
     assert MODEL["lora_config"] == PROFILE.lora | adapters
     assert PROFILE.serving == {"deployment_config": MODEL["deployment_config"]}
+    assert APPLICATION["args"]["ingress_deployment_config"] == PROFILE.ingress
 
 
 def test_the_bounds():
