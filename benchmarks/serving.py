@@ -35,12 +35,6 @@ DEFAULT = ONE | {"serving": RAY}
 AT_ONCE = ONE | {"serving": RAY | {"experimental_configs": {"stream_batching_interval_ms": 0}}}
 # HAProxy wants two open files a connection: for Ray's 20,000 more than a process may have on most machines.
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_MAXCONN": "4000"}
-# Of OPTIMIZED what concerns threads: the rest is gRPC between replicas, and a port at each ingress.
-FEWER_THREADS = {
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-}
 OPTIMIZED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 DIRECT = HAPROXY | {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"}  # it needs HAProxy
 VLLM = "vllm serve"
@@ -50,8 +44,6 @@ CANDIDATES = {
     "Ray's defaults": DEFAULT,
     "first piece at once": ONE,
     "first piece at once, 4 ingresses": FOUR,
-    "first piece at once, fewer threads": ONE | {"env": FEWER_THREADS},
-    "first piece at once, 4 ingresses, fewer threads": FOUR | {"env": FEWER_THREADS},
     "first piece at once, throughput": ONE | {"env": OPTIMIZED},
     "first piece at once, 4 ingresses, throughput": FOUR | {"env": OPTIMIZED},
     "first piece at once, HAProxy": ONE | {"env": HAPROXY},
