@@ -230,6 +230,14 @@ def test_sentences_that_agree_do_not_narrow_an_interval():
     assert width(300, sentences=1) == pytest.approx(0.113, rel=0.1)
 
 
+def test_a_draw_without_the_attribute_says_nothing():
+    rare = ["a(x[1], z[yes])"] + [f"a(x[{i}])" for i in range(2, 20)]  # z in one meaning of nineteen
+    found = score.by_attribute(rare, rare, TASK).loc["z"]
+    assert (found["F1"], found["low"], found["high"]) == (1, 1, 1)
+    missing = score.by_attribute([f"a(x[{i}])" for i in range(19)], rare, TASK).loc["z"]
+    assert (missing["F1"], missing["low"], missing["high"]) == (0, 0, 0)
+
+
 def test_the_intervals_are_scipys():
     rng = np.random.default_rng(0)
     meant = rng.integers(1, 4, size=80)  # attributes a meaning

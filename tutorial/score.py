@@ -187,7 +187,9 @@ def _resampled(
 
 def _intervals(above: np.ndarray, below: np.ndarray) -> dict[str, np.ndarray]:
     ratio = _ratio(above, below)
-    low, high = np.percentile(ratio[1:], [2.5, 97.5], axis=0)
+    # A draw without what is counted has no ratio, and says nothing of the interval.
+    drawn = np.where((below[1:] == 0) & (below[0] != 0), np.nan, ratio[1:])
+    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
     return {"value": ratio[0], "low": low, "high": high}
 
 
