@@ -3,6 +3,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from ray.data.exceptions import ExecutionTimeoutError
@@ -20,6 +22,19 @@ def test_a_report_of_many_lines_becomes_one(tmp_path):
     ):
         raise report
     assert error.value.__cause__ is report
+
+
+def test_what_ray_reports_after_the_error_is_not_printed(capsys):
+    def report():
+        time.sleep(0.5)
+        print("(raylet) A worker died")
+
+    late = threading.Thread(target=report)
+    with pytest.raises(TutorialError), failure.in_one_line("batch", "set X"):
+        late.start()
+        raise ExecutionTimeoutError("no progress")
+    late.join()
+    assert not capsys.readouterr().out
 
 
 def test_the_folder_that_has_the_files_is_named(tmp_path):

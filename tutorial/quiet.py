@@ -5,9 +5,12 @@ import io
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 from tutorial.settings import ROOT
+
+LATE_S = 2  # Ray reports a process that died, now and then after the error of who waited for it
 
 
 def cells() -> None:
@@ -30,4 +33,8 @@ def cells() -> None:
 def reports() -> Iterator[None]:
     """Around what ends processes of Ray's: its reports of that, on standard output, are in its logs too."""
     with contextlib.redirect_stdout(io.StringIO()):
-        yield
+        try:
+            yield
+        except Exception:
+            time.sleep(LATE_S)
+            raise
