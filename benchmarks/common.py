@@ -216,6 +216,7 @@ def served(
         engine: vLLM's engine_kwargs.
         config: settings to lay over those of the environment.
     """
+    settings.optimize_serve()
     import ray
     from ray import serve
 

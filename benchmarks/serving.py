@@ -35,12 +35,13 @@ DEFAULT = ONE | {"serving": RAY}
 AT_ONCE = ONE | {"serving": RAY | {"experimental_configs": {"stream_batching_interval_ms": 0}}}
 # HAProxy wants two open files a connection: for Ray's 20,000 more than a process may have on most machines.
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_MAXCONN": "4000"}
-OPTIMIZED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+RAYS_OWN, WHOLLY = ({"RAY_SERVE_THROUGHPUT_OPTIMIZED": on} for on in "01")
+OPTIMIZED = WHOLLY | {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}  # as README.ipynb has it
 DIRECT = HAPROXY | {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"}  # it needs HAProxy
 VLLM = "vllm serve"
 CANDIDATES = {
     VLLM: {},
-    "profile": {},
+    "profile": {"env": OPTIMIZED},
     "Ray's defaults": DEFAULT,
     "first piece at once": ONE,
     "first piece at once, 4 ingresses": FOUR,
@@ -52,9 +53,9 @@ CANDIDATES = {
     "no stream batching, HAProxy": AT_ONCE | {"env": HAPROXY},
     "no stream batching, HAProxy, 4 ingresses": AT_ONCE | FOUR | {"env": HAPROXY},
     "no stream batching, throughput": AT_ONCE | {"env": OPTIMIZED},
-    "no stream batching, HAProxy, throughput": AT_ONCE | {"env": HAPROXY | OPTIMIZED},
+    "no stream batching, HAProxy, throughput": AT_ONCE | {"env": HAPROXY | WHOLLY},
     "direct streaming": {"env": DIRECT},
-    "direct streaming, throughput": {"env": DIRECT | OPTIMIZED},
+    "direct streaming, throughput": {"env": DIRECT | WHOLLY},
 }
 MEASURES = ("p50_ttft_ms", "p99_ttft_ms", "p50_tpot_ms", "p99_tpot_ms", "request_throughput")
 
@@ -211,7 +212,9 @@ def main() -> None:
 
     def run(name: str, overrides: dict) -> dict[str, Any]:
         # In a process of its own: Ray Serve reads its switches from the environment when it is imported.
-        return common.alone(measure, name, overrides, args, model_path, adapter, env=overrides.get("env", {}))
+        return common.alone(
+            measure, name, overrides, args, model_path, adapter, env=RAYS_OWN | overrides.get("env", {})
+        )
 
     common.run(args, run, table)
 

@@ -3,7 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from tutorial import model, settings, storage
+from tutorial import settings
+
+settings.optimize_serve()  # as README.ipynb's first cell does, before anything imports Ray
+
+from tutorial import model, storage  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 

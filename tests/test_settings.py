@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -130,3 +133,21 @@ def test_env_example_names_every_setting():
     passed_on = {"HF_TOKEN", "HF_HUB_ENABLE_HF_TRANSFER", "HF_XET_HIGH_PERFORMANCE"}
     passed_on |= {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"}
     assert named - known == passed_on
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_ray_serve_saves_threads_unless_told_not_to(given, tmp_path):
+    switch = "RAY_SERVE_THROUGHPUT_OPTIMIZED"
+    source = """
+from tutorial import settings
+settings.ray_environment()
+from ray.serve._private.constants import RAY_SERVE_USE_GRPC_BY_DEFAULT
+print(RAY_SERVE_USE_GRPC_BY_DEFAULT)
+"""
+    env = {key: value for key, value in os.environ.items() if key not in (switch, "RAY_ADDRESS")}
+    env |= {"RAY_TMPDIR": str(tmp_path)} | ({switch: given} if given else {})
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(given is None)
+    assert f"ENV {switch}=1 " in (ROOT / "containerfile").read_text()

@@ -6,6 +6,7 @@ Built of Ray's public ingress; its app and its list of routes are from inside th
 import hashlib
 import hmac
 import secrets
+import sys
 from collections.abc import AsyncGenerator
 
 from fastapi import FastAPI, Request
@@ -143,14 +144,14 @@ class Ingress(OpenAiIngress):
         except BackPressureError as full:
             wait = {"Retry-After": f"{full.retry_after_s:.0f}"} if full.retry_after_s else {}
             return error(full.status_code, "as many requests as may wait are waiting", "overloaded", wait)
-        except RayTaskError as failed:
-            from vllm.exceptions import VLLMValidationError  # imported by now, for an error of its own
-
-            if "has already been loaded" in str(failed.cause):  # several were the first to ask for an adapter
+        except Exception as failed:
+            cause = failed.cause if isinstance(failed, RayTaskError) else failed  # as Serve's gRPC brings it
+            if "has already been loaded" in str(cause):  # several were the first to ask for an adapter
                 return await ask(body, request)
-            if not isinstance(failed.cause, VLLMValidationError):
+            known = sys.modules.get("vllm.exceptions")  # imported with an error of its own
+            if not known or not isinstance(cause, known.VLLMValidationError):
                 raise
-            return error(400, one_line(failed.cause), "invalid_value")
+            return error(400, one_line(cause), "invalid_value")
 
 
 def build(args: dict) -> Application:
