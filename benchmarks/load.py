@@ -51,7 +51,7 @@ class Load:
 
         self.client, self.model = OpenAI(base_url=url, api_key=key), model
         self.begun, self.answered, self.failed = time.monotonic(), [], []
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # not a line for each request
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # OpenAI's: not a line for each request
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
 
