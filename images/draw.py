@@ -206,7 +206,7 @@ def serving() -> Picture:
     picture.arrow((134, 104), (134, 192), both=True)
     picture.box(42, 192, 210, 78, "HTTP proxy", "127.0.0.1:8000")
     picture.arrow((252, 231), (316, 231))
-    picture.box(316, 192, 342, 78, "Ingress router", "lists models, picks a replica")
+    picture.box(316, 192, 342, 78, "Ingress, 1 to N", "asks for a key, picks a replica")
     picture.arrow((487, 270), (487, 296), (134, 296), (134, 324))
     picture.arrow((350, 296), (350, 324))
     picture.arrow((487, 296), (566, 296), (566, 324))
