@@ -46,7 +46,8 @@ test-production: .venv/.ready
 	pytest -q -m production --durations=0
 
 lint: .venv/.ready .venv-docs/.ready
-	ruff check --quiet . && ruff format --quiet --check .
+	ruff check --quiet .
+	ruff format --quiet --check .
 	$(DOCS_BIN)/hadolint containerfile
 
 page: .venv/.ready

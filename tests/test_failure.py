@@ -30,8 +30,8 @@ def test_what_ray_reports_after_the_error_is_not_printed(capsys):
         print("(raylet) A worker died")
 
     late = threading.Thread(target=report)
+    late.start()
     with pytest.raises(TutorialError), failure.in_one_line("batch", "set X"):
-        late.start()
         raise ExecutionTimeoutError("no progress")
     late.join()
     assert not capsys.readouterr().out
