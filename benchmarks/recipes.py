@@ -26,7 +26,11 @@ LARGER = {"per_device_train_batch_size": 32, "num_train_epochs": 8.0}  # fewer s
 CONSTANT = {"lr_scheduler_type": "constant_with_warmup"}
 DOWN = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.3}}
 WIDER = {"lora_rank": 128, "lora_alpha": 256, "learning_rate": 0.0007}
+# Packs of 1,024 tokens: four of them are as many rows a step as the recipe has.
 PACKED = {"packing": True, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
+PROMPT = {"train_on_prompt": True}
+# Each row the other way too, a sentence for a meaning: twice the rows, in as many steps.
+BOTH = {"dataset": "train,reversed", "per_device_train_batch_size": 32}
 CANDIDATES = {
     "recipe": {},
     "rate 0.0005": {"learning_rate": 0.0005},
@@ -51,6 +55,11 @@ CANDIDATES = {
     "batch 32, to 30%, rate 0.0014": LARGER | DOWN | {"learning_rate": 0.0014},
     "packed": PACKED,
     "neat packed": PACKED | {"neat_packing": True},
+    "prompt": PROMPT,
+    "prompt, to 30%": PROMPT | DOWN,
+    "both ways": BOTH,
+    "both ways, to 30%": BOTH | DOWN,
+    "both ways, to 30%, rate 0.0014": BOTH | DOWN | {"learning_rate": 0.0014},
 }
 LAST = (0.3, 0.6)  # of the steps: the means are of their weights
 QUICK = {
@@ -156,6 +165,9 @@ def main() -> None:
             folder, seed = Path(scratch, str(numbers[name])), overrides.get("seed", 0)
             parts = {split: data.pick(rows[split], None, seed) for split in ("train", "val")}
             data.write(parts, folder / "data")
+            info = folder / "data" / "dataset_info.json"
+            reversed_ = {"file_name": "train.jsonl", "columns": {"prompt": "output", "response": "input"}}
+            info.write_text(json.dumps(json.loads(info.read_text()) | {"reversed": reversed_}))
             given = base | overrides | {"seed": seed, "dataset_dir": str(folder / "data")}
             found = {"training": trainers.submit(train, given, str(folder / "out")).result()}
             asked = {split: rows[split] for split in args.splits}
