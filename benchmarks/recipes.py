@@ -41,25 +41,16 @@ CANDIDATES = {
     "LoRA+ 8, rate 0.0005": {"loraplus_lr_ratio": 8.0, "learning_rate": 0.0005},
     "rate down to 0.0003": DOWN,
     "weight decay 1, dropout 0.1": {"weight_decay": 1.0, "lora_dropout": 0.1},
-    "constant": CONSTANT,
     "constant, rate 0.0005": CONSTANT | {"learning_rate": 0.0005},
     "to 30%, noise": DOWN | {"neftune_noise_alpha": 5},
     "to 30%, rank 128": DOWN | WIDER,
-    "to 30%, dropout 0.1": DOWN | {"lora_dropout": 0.1},
-    "batch 32, constant": LARGER | CONSTANT,
     "batch 32, constant, noise": LARGER | CONSTANT | {"neftune_noise_alpha": 5},
-    "batch 32, constant, 10 epochs, dropout 0.1": LARGER
-    | CONSTANT
-    | {"num_train_epochs": 10.0, "lora_dropout": 0.1},
     "batch 32, to 30%": LARGER | DOWN,
-    "batch 32, to 30%, rate 0.0014": LARGER | DOWN | {"learning_rate": 0.0014},
     "packed": PACKED,
     "neat packed": PACKED | {"neat_packing": True},
     "prompt": PROMPT,
     "prompt, to 30%": PROMPT | DOWN,
-    "both ways": BOTH,
     "both ways, to 30%": BOTH | DOWN,
-    "both ways, to 30%, rate 0.0014": BOTH | DOWN | {"learning_rate": 0.0014},
 }
 LAST = (0.3, 0.6)  # of the steps: the means are of their weights
 QUICK = {
