@@ -81,8 +81,10 @@ clean:
 # PyTorch's CPU build stands on no package index but PyTorch's own. pip is asked for it alone, with the hashes of the
 # lock: first among the wheels that pip was told of (PIP_FIND_LINKS, pip.conf), then on that index.
 .venv/.ready: requirements/cpu.lock requirements/torch.lock requirements/uv.lock requirements/torchaudio.py
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: set PYTHON=python3.11")'
-	rm -rf .venv && $(PYTHON) -m venv .venv
+	# The interpreter itself: where this environment is active, `python3` is a link that is about to be deleted.
+	BASE=$$(readlink -f "$$(command -v $(PYTHON))")
+	"$$BASE" -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: set PYTHON=python3.11")'
+	rm -rf .venv && "$$BASE" -m venv .venv
 	TORCH="--quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes -r requirements/torch.lock"
 	$(BIN)/pip install --no-index $$TORCH 2> /dev/null \
 	  || $(BIN)/pip install --timeout 15 --retries 1 --index-url https://download.pytorch.org/whl/cpu $$TORCH \
@@ -98,6 +100,7 @@ clean:
 
 # What the page is made and looked at with, and the vendors' models; nothing of what the notebook runs on.
 .venv-docs/.ready .venv-deploy/.ready: .venv-%/.ready: requirements/%.lock
-	rm -rf .venv-$* && $(PYTHON) -m venv .venv-$*
+	BASE=$$(readlink -f "$$(command -v $(PYTHON))")
+	rm -rf .venv-$* && "$$BASE" -m venv .venv-$*
 	.venv-$*/bin/pip install -qq --disable-pip-version-check --only-binary=:all: --require-hashes -r $<
 	touch $@
