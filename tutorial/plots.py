@@ -3,7 +3,6 @@
 import difflib
 import json
 import re
-import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -13,17 +12,19 @@ from IPython.display import Markdown
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from tutorial.look import BLUE, GREEN, INK, ORANGE, RC, VERMILLION
-from tutorial.settings import Profile
+from tutorial.score import FEW
+from tutorial.settings import ROOT, Profile
 
-TOKEN = re.compile(r"\w+\[[^\[\]]*\]|\w+|\s+|.", re.DOTALL)  # `name[Portal 2]` is one
-NOISE = "\n. "  # what yaml puts around a bare value
-COLORS = (VERMILLION, ORANGE, BLUE, GREEN)  # of the systems that are compared
-plt.rcParams.update(RC)
+STYLE = ROOT / "images" / "tutorial.mplstyle"
+plt.style.use(STYLE)
+BLUE, VERMILLION, ORANGE, GREEN, PURPLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+INK, GREY = plt.rcParams["text.color"], plt.rcParams["axes.edgecolor"]
+NO_GRAMMAR = "This task has no grammar, so its answers are compared as whole texts."
+TOKEN = re.compile(r"[^\[\](),]+\[[^\[\]]*\]|\w+|\s+|.", re.DOTALL)  # `name[Portal 2]` is one token
 
 
 class Picture:
-    """A figure, and for who cannot see it the text that says what it shows."""
+    """A figure, with a text that says what it shows to readers who cannot see it."""
 
     def __init__(self, figure: Figure, alt: str):
         self.figure, self.alt = figure, alt
@@ -35,147 +36,157 @@ class Picture:
 
 
 def training_log(path: str | Path) -> pd.DataFrame:
-    """The log in Transformers' trainer_state.json, of all attempts at a run: one row an entry; columns step,
-    loss, eval_loss, learning_rate."""
+    """The log in Transformers' trainer_state.json, of all attempts at a run: one row for each entry; columns
+    step, loss, eval_loss, learning_rate."""
     history = json.loads(Path(path).read_text(encoding="utf-8"))["log_history"]
     return pd.DataFrame(history).reindex(columns=["step", "loss", "eval_loss", "learning_rate"])
 
 
 def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture:
-    """Training and validation loss (nats a target token, log scale) against the optimizer's steps.
+    """Training and validation loss (nats per target token, log scale) against optimizer steps.
 
     Args:
-        log: `training_log`'s.
-        fault: `sabotage.read`'s; where a worker was killed, and from which step the run went on, is marked.
+        log: what `training_log` returns.
+        fault: {"killed": {"step": n}, "resumed": {"step": n}} of the worker that was killed, or empty.
     """
-    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-    train, val = log.dropna(subset="loss"), log.dropna(subset="eval_loss")
-    axes.plot(train["step"], train["loss"], color=BLUE, label="train")
-    axes.plot(val["step"], val["eval_loss"], "o--", color=VERMILLION, label="validation")
+    axes = plt.figure(figsize=(7, 3), layout="constrained").subplots()
+    names, said = {"loss": "training", "eval_loss": "validation"}, []
+    for (column, name), style in zip(names.items(), ("-", "o--"), strict=True):
+        losses = log.dropna(subset=column)
+        axes.plot(losses["step"], losses[column], style, label=name)
+        if len(losses):
+            said.append(f"{name} from {losses[column].iloc[0]:.2f} to {losses[column].iloc[-1]:.2f}")
     if fault:
         killed, again = fault["killed"]["step"], fault["resumed"]["step"] - 1
         axes.axvspan(again, killed, color=ORANGE, alpha=0.3, label="done twice")
         axes.axvline(killed, color=VERMILLION, linestyle=":", label="worker killed")
+        said.append(f"a worker killed at step {killed}, the run going on from step {again} without a gap")
     axes.set(xlabel="optimizer step", ylabel="loss per target token", yscale="log", title="Loss")
     axes.grid()
     axes.legend()
-    said = [
-        f"{name} from {losses.iloc[0]:.2f} to {losses.iloc[-1]:.2f}"
-        for name, losses in (("training", train["loss"]), ("validation", val["eval_loss"]))
-        if len(losses)
-    ]
-    if fault:
-        said.append(f"a worker killed at step {killed}, the run going on from step {again} without a gap")
-    return Picture(figure, f"Loss per target token against optimizer steps: {', '.join(said)}.")
+    return Picture(axes.figure, f"Loss per target token against optimizer steps: {', '.join(said)}.")
 
 
 def scores(found: dict[str, pd.DataFrame]) -> Markdown:
-    """`score.scores` of several systems side by side."""
-    columns = {
-        name: [f"{row.value:.3f} ({row.low:.2f} to {row.high:.2f})" for row in part.itertuples()]
-        for name, part in found.items()
-    }
+    """What `score.scores` returns of several systems, side by side; shares with their 95% intervals."""
+    columns = {name: [_value(row) for row in part.itertuples()] for name, part in found.items()}
     return table(pd.DataFrame(columns, index=next(iter(found.values())).index), index=True)
 
 
-def faults(path: str | Path) -> Markdown:
-    """benchmarks/faults.json, as the tests of tests/faults wrote it: a row a fault; recovery in seconds."""
-    found = pd.DataFrame(json.loads(Path(path).read_text(encoding="utf-8"))["faults"])
-    order = ["training", "batch inference", "all"]
-    found = found.sort_values("stage", key=lambda stages: stages.map(order.index), kind="stable")
-    names = {"recovery_s": "after, s"}
-    shown = found.astype({"recovery_s": object}).fillna({"recovery_s": "-"}).rename(columns=names)
-    return table(shown, longest=200)
+def gains(found: dict[str, dict[str, float]]) -> Markdown:
+    """What `score.gain` returns of several pairs of systems, with 95% intervals."""
+    columns = {"more exact matches": [_value(row, "+") for row in pd.DataFrame(found).T.itertuples()]}
+    return table(pd.DataFrame(columns, index=pd.Index(found, name="of the same rows")), index=True)
+
+
+def _value(row: tuple, sign: str = "") -> str:
+    few = f", {row.meanings:.0f} meanings" if row.meanings < FEW else ""
+    interval = "" if pd.isna(row.low) else f" ({row.low:{sign}.2f} to {row.high:{sign}.2f}{few})"
+    return f"{row.value:{sign}.3f}{interval}"
 
 
 def by_attribute(found: pd.DataFrame) -> Markdown:
-    """`score.by_attribute`, of the attributes that the targets have."""
+    """What `score.by_attribute` returns, for the attributes that the targets have."""
     shown = found[found["support"] > 0].sort_values("support", ascending=False, kind="stable")
-    columns = {name: shown[name].map("{:.2f}".format) for name in ("precision", "recall")}
-    columns["F1"] = [f"{row.F1:.2f} ({row.low:.2f} to {row.high:.2f})" for row in shown.itertuples()]
-    return table(pd.DataFrame({"targets": shown["support"]} | columns), index=True)
+    if shown.empty:
+        return Markdown(NO_GRAMMAR)
+    ratios = shown[["precision", "recall", "F1"]].map("{:.2f}".format)
+    return table(pd.concat([shown["support"].rename("targets"), ratios], axis=1), index=True)
 
 
-def by_function(found: dict[str, pd.DataFrame]) -> Picture:
-    """Strict exact match (0 to 1) with its 95% interval for each function of the targets, a bar a system."""
-    frames = list(found.values())
-    places, height = range(len(frames[0])), 0.8 / len(frames)
-    figure, axes = plt.subplots(figsize=(7, 1 + 0.55 * len(frames[0])), layout="constrained")
-    for number, (name, frame) in enumerate(found.items()):
-        value = frame["exact match"]
-        axes.barh(
-            [place + (number - (len(frames) - 1) / 2) * height for place in places],
-            value,
-            height,
-            xerr=[value - frame["low"], frame["high"] - value],
-            error_kw={"elinewidth": 0.8, "ecolor": INK},
-            color=COLORS[number],
-            label=name,
-        )
-    labels = [f"{function} ({rows})" for function, rows in frames[0]["rows"].items()]
-    axes.set(xlim=(0, 1.02), xlabel="strict exact match on the test rows, 95% interval")
-    axes.set_yticks(places, labels)
-    axes.invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=len(frames))
-    said = [
-        f"{name}: {', '.join(f'{function} {v:.2f}' for function, v in frame['exact match'].items())}"
-        for name, frame in found.items()
+def by_function(found: dict[str, pd.DataFrame]) -> Picture | Markdown:
+    """Exact match (0 to 1) with its 95% interval for each function of the targets, a bar for each system."""
+    first = next(iter(found.values()))
+    if first.empty:
+        return Markdown(NO_GRAMMAR)
+    value, low, high = (
+        pd.DataFrame({n: f[c] for n, f in found.items()}) for c in ("exact match", "low", "high")
+    )
+    value, low, high = (frame.loc[first.index] for frame in (value, low, high))
+    labels = [
+        f"{_cut(name, 40)} ({row.rows} rows, {row.meanings:.0f} meanings)".replace("$", r"\$")
+        for name, row in zip(first.index, first.itertuples(), strict=True)
     ]
-    return Picture(figure, f"Strict exact match for each function, a bar a system. {'; '.join(said)}.")
+    axes = plt.figure(figsize=(7, 1 + 0.55 * len(first)), layout="constrained").subplots()
+    errors = [[value[name] - low[name], high[name] - value[name]] for name in found]
+    colors = [VERMILLION, ORANGE, BLUE, GREEN]
+    style = {"ecolor": INK, "error_kw": {"elinewidth": 0.8}, "color": colors, "width": 0.8, "legend": False}
+    value.set_axis(labels).plot.barh(ax=axes, xerr=errors, **style)
+    axes.set(xlim=(0, 1.02), xlabel="exact match on the test rows, 95% interval", ylabel="")
+    axes.invert_yaxis()
+    axes.figure.legend(loc="outside upper center", ncols=len(found))
+    said = [f"{n}: {', '.join(f'{f} {v:.2f}' for f, v in column.items())}" for n, column in value.items()]
+    return Picture(axes.figure, f"Exact match for each function, one bar for each system. {'; '.join(said)}.")
+
+
+def faults(path: str | Path) -> Markdown:
+    """The faults that tests/faults wrote to the JSON file at `path`: one row each; recovery in seconds."""
+    found = pd.DataFrame(json.loads(Path(path).read_text(encoding="utf-8"))["faults"])
+    order = ["training", "batch inference", "all"]
+    found = found.sort_values("stage", key=lambda stages: stages.map(order.index), kind="stable")
+    shown = found.astype({"recovery_s": object}).fillna({"recovery_s": "-"})
+    return table(shown.rename(columns={"recovery_s": "after, s"}), longest=200)
 
 
 def table(frame: pd.DataFrame, index: bool = False, longest: int | None = None) -> Markdown:
-    """A table that reads well in a notebook, on a repository's page and in README.md alike.
+    """A table for a notebook, a repository's page and README.md alike. Labels of rows are plain text.
 
-    With `longest`, cells are text of any kind and not Markdown: what Markdown would read as its own is
-    escaped, and text of more characters is cut at a word.
+    With `longest`, cells are plain text too, and not Markdown, and are cut after so many characters.
     """
     if longest:
         frame = frame.map(lambda cell: _plain(cell, longest) if isinstance(cell, str) else cell)
+    if index:
+        frame = frame.rename(index=lambda label: _plain(label, 80) if isinstance(label, str) else label)
     return Markdown(frame.to_markdown(index=index, disable_numparse=True))
 
 
 def differences(found: pd.DataFrame, longest: int = 400) -> Markdown:
-    """`mistakes.telling`, with what differs between target and answer in bold."""
-    rows = []
-    for row in found.itertuples():
-        sides = (textwrap.shorten(text, longest, placeholder=" …") for text in (row.target, row.answer))
-        rows.append((row.kind, _plain(row.input, longest), *_bold(*sides)))
+    """What `score.telling` returns, with what differs between target and answer in bold."""
+    rows = [
+        (row.kind, _plain(row.input, longest), *_bold(_cut(row.target, longest), _cut(row.answer, longest)))
+        for row in found.itertuples()
+    ]
     return table(pd.DataFrame(rows, columns=["kind", "input", "target", "answer"], dtype=object))
 
 
-def _bold(*sides: str) -> list[str]:
-    """Both sides as Markdown, what differs between them in bold; separators around it stay plain."""
-    marked, tokens = ["", ""], [TOKEN.findall(side) for side in sides]
-    for tag, *ends in difflib.SequenceMatcher(", ".__contains__, *tokens, autojunk=False).get_opcodes():
-        for side, (start, end) in enumerate((ends[:2], ends[2:])):
-            text = _escaped("".join(tokens[side][start:end]))
-            if tag != "equal":
-                text = re.sub(r"[^,\s](?:.*[^,\s])?", r"**\g<0>**", text, count=1, flags=re.DOTALL)
-            marked[side] += text
-    return marked
+def _bold(target: str, answer: str) -> tuple[str, str]:
+    """Both as Markdown, what differs between them in bold; separators around it stay plain."""
+    a, b = TOKEN.findall(target), TOKEN.findall(answer)
+    left = right = ""
+    matcher = difflib.SequenceMatcher(lambda text: text in ", ", a, b, autojunk=False)
+    for change, a0, a1, b0, b1 in matcher.get_opcodes():
+        pieces = (_escaped("".join(a[a0:a1])), _escaped("".join(b[b0:b1])))
+        if change != "equal":
+            pieces = [re.sub(r"[^,\s](?:.*[^,\s])?", r"**\g<0>**", piece, count=1) for piece in pieces]
+        left, right = left + pieces[0], right + pieces[1]
+    return left, right
+
+
+def _cut(text: str, longest: int) -> str:
+    """The text in one line, of at most `longest` characters and an ellipsis."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[:longest].rstrip() + " …"
 
 
 def _plain(text: str, longest: int) -> str:
-    return _escaped(textwrap.shorten(text, longest, placeholder=" …"))
+    return _escaped(_cut(text, longest))
 
 
 def _escaped(text: str) -> str:
-    """Text as Markdown that shows it as it is; an underscore within a word is none of Markdown's."""
+    """Text as Markdown that shows it as it is. An underscore within a word is not markup."""
     return re.sub(r"[\\`*<>|$~]|\](?=\()|\b_|_\b", r"\\\g<0>", text)
 
 
 def profile(chosen: Profile) -> Markdown:
-    """What the profile sets, a field a row."""
+    """What the profile sets: one row for each field."""
     fields = chosen.model_dump(include={"model", "rows", "engine", "processor", "serving"})
-    values = {
-        key: f"`{yaml.safe_dump(value, default_flow_style=True, width=10_000).strip(NOISE)}`"
-        for key, value in fields.items()
-    }
-    return table(pd.DataFrame({"field": values.keys(), f"profiles/{chosen.name}.yaml": values.values()}))
+    values = [yaml.safe_dump(field, default_flow_style=True, width=10_000) for field in fields.values()]
+    values = [value.removesuffix("\n").removesuffix("\n...") for value in values]  # what ends a bare value
+    shown = {"field": fields.keys(), f"profiles/{chosen.name}.yaml": [f"`{value}`" for value in values]}
+    return table(pd.DataFrame(shown))
 
 
 def stages(seconds: dict[str, float]) -> Markdown:
-    """Seconds a stage and their sum."""
-    total = seconds | {"total": sum(seconds.values())}
-    return table(pd.DataFrame({"stage": total.keys(), "seconds": [f"{s:.0f}" for s in total.values()]}))
+    """Seconds of each stage, and their sum."""
+    total = pd.Series(seconds | {"total": sum(seconds.values())}, name="seconds").rename_axis("stage")
+    return table(total.map("{:.0f}".format).to_frame(), index=True)

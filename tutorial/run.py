@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-from tutorial import page
+from docs import page
 from tutorial.settings import ROOT
 
 

@@ -1,197 +1,215 @@
-"""How good the answers are.
+"""How good the answers are, and what is wrong with the wrong ones.
 
-An answer that is empty, cut off, repeats itself or holds two representations is scored, never raised on.
-The sentences of one meaning (three in ViGGO) are not independent, so every interval is a 95% percentile
-bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13) that draws meanings,
-the groups of rows with one target, with replacement, and never single rows.
+Any answer is scored, even one that is empty, cut off or repeats itself. Rows with the same target are sentences
+of one meaning. They may all be answered right or wrong together, so intervals count meanings and not rows.
 
-Every function raises ValueError where there is not one answer a target or none at all, and, given a
-description, for a target that it refuses.
+Every function raises ValueError if there is not one answer for each target, or if the description refuses a target.
 """
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pandas as pd
+from scipy.stats import beta
 
-from tutorial.meaning import Description, Meaning, canonical, check, parse
+from tutorial.meaning import Description, canonical, check, parse
 
-METRICS = {  # each is the sum of one column of `compare` over the sum of another
-    "exact match": ("exact", "rows"),
-    "canonical match": ("same", "rows"),
-    "function accuracy": ("function", "rows"),
-    "attribute precision": ("hits", "said"),
-    "attribute recall": ("hits", "meant"),
-    "attribute F1": ("twice hits", "said and meant"),
-    "answers that parse": ("parses", "rows"),
-    "valid answers": ("valid", "rows"),
+FEW = 20  # meanings; an interval from fewer is marked where it is shown
+
+METRICS = {  # of the columns of `compare`: one series is a share of the rows; of two, the sums are divided
+    "exact match": lambda rows: [rows["exact"]],
+    "canonical match": lambda rows: [rows["same_meaning"]],
+    "function accuracy": lambda rows: [rows["same_function"]],
+    "attribute precision": lambda rows: [rows["hits"].map(len), rows["given"].map(len)],
+    "attribute recall": lambda rows: [rows["hits"].map(len), rows["wanted"].map(len)],
+    "attribute F1": lambda rows: [2 * rows["hits"].map(len), (rows["given"] + rows["wanted"]).map(len)],
+    "answers that parse": lambda rows: [rows["parses"]],
+    "valid answers": lambda rows: [rows["valid"]],
 }
+KINDS = {  # of mistakes: the first one that fits a row of `compare`
+    "does not parse": lambda row: not row.parses,
+    "wrong function": lambda row: not row.same_function,
+    "missing attribute": lambda row: _names(row.wanted) - _names(row.given),
+    "invented attribute": lambda row: _names(row.given) - _names(row.wanted),
+    "wrong value": lambda row: not row.same_meaning,
+    "order only": lambda row: True,
+}
+PLAIN = "wrong answer"  # the one kind of mistake without a description
 
 
-def exact_match(answers: list[str], targets: list[str]) -> float:
-    """Strict exact match: the share of answers, from 0 to 1, equal to their target but for white space
-    around them. Order of attributes, spelling and case count.
+@dataclass
+class Compared:
+    """An answer beside its target. Attributes are (name, canonical value) pairs."""
 
-    Raises:
-        ValueError: not one answer a target, or none at all.
-    """
-    return sum(a == t for a, t in _pairs(answers, targets)) / len(targets)
-
-
-def scores(
-    answers: list[str],
-    targets: list[str],
-    description: Description | None,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> pd.DataFrame:
-    """A metric a row, each from 0 to 1: columns value, low, high. Without a description, exact match alone.
-
-    Canonical match overlooks the order of attributes and of a list's values. Attribute metrics are
-    micro-averages: an attribute is right where the target has it with the same canonical value, and one
-    that is said twice is right once. An answer parses where it is one representation and nothing else; it
-    is valid where the description allows it too. One that does not parse scores 0 and misses all of its
-    target's attributes. A ratio over nothing is 0.
-    """
-    metrics = ["exact match"] if description is None else list(METRICS)
-    sums = _resampled(compare(answers, targets, description), *_columns(metrics), seed, resamples)
-    return pd.DataFrame(_intervals(*sums), index=pd.Index(metrics, name="metric"))
-
-
-def gain(answers: list[str], others: list[str], targets: list[str]) -> dict[str, float]:
-    """How much more of `answers` than of `others` is an exact match, -1 to 1: value, low, high.
-
-    Both answer the same rows, so the interval is that of the pairs' difference, and narrower than the two
-    systems' own intervals suggest.
-    """
-    table = compare(answers, targets)
-    table["more"] = table["exact"].astype(int) - compare(others, targets)["exact"].astype(int)
-    interval = _intervals(*_resampled(table, ["more"], ["rows"]))
-    return {side: float(bound[0]) for side, bound in interval.items()}
-
-
-def by_function(answers: list[str], targets: list[str], description: Description | None) -> pd.DataFrame:
-    """Strict exact match for each function of the targets: columns rows, exact match, low, high.
-
-    Without a description there is one row, for all of them.
-    """
-    table = compare(answers, targets)
-    functions = table["target"].str.partition("(")[0] if description else pd.Series("all", index=table.index)
-    found = {}
-    for function, part in table.groupby(functions):
-        interval = _intervals(*_resampled(part, *_columns(["exact match"])))
-        found[function] = {"rows": len(part), "exact match": interval.pop("value")[0]}
-        found[function] |= {side: bound[0] for side, bound in interval.items()}
-    result = pd.DataFrame.from_dict(found, orient="index").rename_axis("function")
-    return result.sort_values("rows", ascending=False, kind="stable")
-
-
-def by_attribute(answers: list[str], targets: list[str], description: Description | None) -> pd.DataFrame:
-    """An attribute of the description a row: columns support (of the targets), precision, recall, F1, and
-    F1's interval, low and high. Without a description there are no rows."""
-    if description is None:
-        return pd.DataFrame(columns=["support", "precision", "recall", "F1", "low", "high"])
-    table, names = compare(answers, targets, description), list(description.attributes)
-    counts = {side: _counted(table[side], names) for side in ("hit", "wanted", "given")}
-    hits, meant, said = (frame.to_numpy() for frame in counts.values())
-    per_row = pd.DataFrame({"target": table["target"]})
-    above, below = ([f"{side} {name}" for name in names] for side in ("above", "below"))
-    per_row[above], per_row[below] = 2 * hits, said + meant
-    hits, meant, said = hits.sum(axis=0), meant.sum(axis=0), said.sum(axis=0)
-    columns = {"support": meant, "precision": _ratio(hits, said), "recall": _ratio(hits, meant)}
-    f1 = _intervals(*_resampled(per_row, above, below))
-    columns |= {"F1": f1["value"], "low": f1["low"], "high": f1["high"]}
-    return pd.DataFrame(columns, index=pd.Index(names, name="attribute"))
+    answer: str
+    target: str
+    exact: bool
+    function: str | None = None  # of the target
+    parses: bool = False  # the answer is one representation and nothing else
+    valid: bool = False  # and the description allows it
+    same_function: bool = False
+    same_meaning: bool = False
+    given: tuple = ()  # the answer's attributes
+    wanted: tuple = ()  # the target's
+    hits: tuple = ()  # those in both; one that is given twice is right once
 
 
 def compare(answers: list[str], targets: list[str], description: Description | None = None) -> pd.DataFrame:
-    """A pair a row: columns answer, target, exact and rows (1 each); with a description also what `METRICS`
-    sums, and the attributes of both sides and those right in both, as tuples of (name, canonical value)."""
-    pairs = _pairs(answers, targets)
-    table = pd.DataFrame(pairs, columns=["answer", "target"], dtype=object)  # any str, surrogates too
-    table = table.assign(exact=table["answer"] == table["target"], rows=1)
-    if description is None:
-        return table
-    # Each text is read once, and each pair compared once: a split repeats both.
-    known = {target: _target(target, description) for target in table["target"].unique()}
-    read = {answer: _answer(answer, description) for answer in table["answer"].unique()}
-    distinct = list(dict.fromkeys(pairs))
-    found = pd.DataFrame([_compared(*read[a], known[t]) for a, t in distinct], columns=_COMPARED)
-    place = {pair: number for number, pair in enumerate(distinct)}
-    return table.join(found.iloc[[place[pair] for pair in pairs]].reset_index(drop=True))
-
-
-_COMPARED = "same,function,parses,valid,said,meant,said and meant,hits,twice hits,given,wanted,hit".split(",")
-
-
-def _compared(answer: Meaning | None, valid: bool, target: Meaning) -> tuple:
-    given, wanted = answer.attributes if answer else (), target.attributes
-    hit = tuple((Counter(given) & Counter(wanted)).elements())
-    said, meant, hits = len(given), len(wanted), len(hit)
-    right = answer is not None and answer.function == target.function
-    flags = (answer == target, right, answer is not None, valid)
-    return (*flags, said, meant, said + meant, hits, 2 * hits, given, wanted, hit)
-
-
-def _pairs(answers: list[str], targets: list[str]) -> list[tuple[str, str]]:
-    if len(answers) != len(targets) or not targets:
+    """One row for each pair, with the fields of `Compared`; without a description up to `exact`."""
+    if len(answers) != len(targets) or not len(targets):
         raise ValueError(f"{len(answers)} answers for {len(targets)} targets")
-    return [(a.strip(), t.strip()) for a, t in zip(answers, targets, strict=True)]
+    pairs = [(answer.strip(), target.strip()) for answer, target in zip(answers, targets, strict=True)]
+    known = {pair: vars(_compared(*pair, description)) for pair in dict.fromkeys(pairs)}  # pairs are repeated
+    return pd.DataFrame([known[pair] for pair in pairs], dtype=object)
 
 
-def _target(text: str, description: Description) -> Meaning:
+def exact_match(answers: list[str], targets: list[str]) -> float:
+    """The share of answers, from 0 to 1, that equal their target but for white space around them."""
+    return float(compare(answers, targets)["exact"].mean())
+
+
+def scores(answers: list[str], targets: list[str], description: Description | None) -> pd.DataFrame:
+    """One row for each metric, from 0 to 1: columns value, low, high, meanings. Without a description, exact match.
+
+    Canonical match ignores the order of attributes and of a list's values. Attribute metrics are micro-averages; a
+    ratio over nothing is 0. An answer that does not parse scores 0 and misses all of its target's attributes.
+    low and high bound the 95% confidence interval of a share, and are NaN for precision, recall and F1, which are
+    no shares of the rows. `meanings` is how many equally large groups of rows the interval counts (see `_share`).
+    """
+    rows = compare(answers, targets, description)
+    metrics = METRICS if description else {"exact match": METRICS["exact match"]}
+    found = {name: _score(rows, *metric(rows)) for name, metric in metrics.items()}
+    return pd.DataFrame.from_dict(found, orient="index").rename_axis("metric")
+
+
+def gain(answers: list[str], others: list[str], targets: list[str]) -> dict[str, float]:
+    """How much more of `answers` than of `others` is an exact match, from -1 to 1: value, low, high, meanings.
+
+    Both answer the same rows: the 95% interval is that of matched proportions (Agresti and Min 2005).
+    """
+    rows, other = compare(answers, targets), compare(others, targets)
+    more, fewer = (rows["exact"] > other["exact"]).mean(), (rows["exact"] < other["exact"]).mean()
+    n = _meanings(rows)
+    middle = n * (more - fewer) / (n + 2)  # half an observation is added to each cell of the 2 x 2 table
+    half = 1.96 * np.sqrt((n * (more + fewer) + 1) / (n + 2) - middle**2) / np.sqrt(n + 2)
+    low, high = np.clip([middle - half, middle + half], -1, 1)
+    return {"value": float(more - fewer), "low": float(low), "high": float(high), "meanings": n}
+
+
+def by_function(answers: list[str], targets: list[str], description: Description | None) -> pd.DataFrame:
+    """Exact match for each function of the targets: columns rows, exact match, low, high, meanings. Without a
+    description there are no functions, and no rows."""
+    functions = compare(answers, targets, description).groupby("function")
+    found = {name: {"rows": len(part)} | _score(part, part["exact"]) for name, part in functions}
+    table = pd.DataFrame.from_dict(found, orient="index").rename(columns={"value": "exact match"})
+    table = table.reindex(columns=["rows", "exact match", "low", "high", "meanings"]).rename_axis("function")
+    return table.sort_values("rows", ascending=False, kind="stable")
+
+
+def by_attribute(answers: list[str], targets: list[str], description: Description | None) -> pd.DataFrame:
+    """One row for each attribute of the description: columns support (of the targets), precision, recall, F1.
+    Without a description there are no rows."""
+    rows, names = compare(answers, targets, description), description.attributes if description else {}
+    hits, given, wanted = (_names(chain.from_iterable(rows[side])) for side in ("hits", "given", "wanted"))
+    found = {
+        name: {"support": wanted[name]}
+        | {"precision": _ratio(hits[name], given[name]), "recall": _ratio(hits[name], wanted[name])}
+        | {"F1": _ratio(2 * hits[name], given[name] + wanted[name])}
+        for name in names
+    }
+    columns = ["support", "precision", "recall", "F1"]
+    return pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("attribute")
+
+
+def kinds(answers: list[str], targets: list[str], description: Description | None) -> pd.Series:
+    """For each answer one of `KINDS`, None if it is an exact match. An attribute that is given twice, or that the
+    description lacks, is invented. Without a description every mistake is a `wrong answer`."""
+    rows = compare(answers, targets, description)
+    fits = KINDS if description else {PLAIN: lambda row: True}
+    found = [next(kind for kind, fit in fits.items() if fit(row)) for row in rows.itertuples()]
+    return pd.Series(found, dtype=object).mask(rows["exact"].astype(bool), None)
+
+
+def count_kinds(answers: list[str], targets: list[str], description: Description | None) -> pd.Series:
+    """How many wrong answers are of each kind."""
+    index = pd.Index(KINDS if description else [PLAIN], name="kind")
+    found = kinds(answers, targets, description).value_counts()
+    return found.reindex(index, fill_value=0).rename("answers")
+
+
+def telling(
+    inputs: list[str], answers: list[str], targets: list[str], description: Description | None, most: int = 10
+) -> pd.DataFrame:
+    """The most telling wrong answers: columns kind, input, target, answer. The kinds take turns, the most frequent
+    first; within a kind the shortest target comes first."""
+    rows = compare(answers, targets)
+    if len(inputs) != len(rows):
+        raise ValueError(f"{len(inputs)} inputs for {len(rows)} targets")
+    rows = rows.assign(kind=kinds(answers, targets, description), input=list(inputs)).dropna(subset="kind")
+    rows = rows.sort_values("target", key=lambda text: text.str.len(), kind="stable")
+    rows["turn"] = rows.groupby("kind").cumcount()
+    rows["rank"] = -rows.groupby("kind")["kind"].transform("size")
+    rows["order"] = rows["kind"].map([*KINDS, PLAIN].index)
+    rows = rows.sort_values(["turn", "rank", "order"])
+    return rows.head(most)[["kind", "input", "target", "answer"]].reset_index(drop=True)
+
+
+def _compared(answer: str, target: str, description: Description | None) -> Compared:
+    row = Compared(answer, target, answer == target)
+    if description is None:
+        return row
     try:
-        meaning = parse(text)
-        check(meaning, description)
+        check(parse(target), description)
     except ValueError as error:
-        raise ValueError(f"target {text!r}: {error}") from None
-    return canonical(meaning, description)
-
-
-def _answer(text: str, description: Description) -> tuple[Meaning | None, bool]:
-    """The canonical meaning, None where it does not parse, and whether the description allows it."""
+        raise ValueError(f"target {target!r}: {error}") from None
+    meant = canonical(parse(target), description)
+    row.function, row.wanted = meant.function, meant.attributes
     try:
-        meaning = parse(text)
+        said = parse(answer)
+        row.parses = True
+        check(said, description)
+        row.valid = True
     except ValueError:
-        return None, False
-    try:
-        check(meaning, description)
-    except ValueError:
-        return canonical(meaning, description), False
-    return canonical(meaning, description), True
+        if not row.parses:
+            return row
+    said = canonical(said, description)
+    row.given, row.same_function, row.same_meaning = (
+        said.attributes,
+        said.function == meant.function,
+        said == meant,
+    )
+    row.hits = tuple((Counter(row.given) & Counter(row.wanted)).elements())
+    return row
 
 
-def _counted(attributes: pd.Series, names: list[str]) -> pd.DataFrame:
-    """How often each name stands in each row's attributes: shape (rows, names)."""
-    rows = [Counter(name for name, _ in row) for row in attributes]
-    return pd.DataFrame([[row[name] for name in names] for row in rows], columns=names)
+def _names(attributes: Iterable[tuple[str, str]]) -> Counter:
+    return Counter(name for name, _ in attributes)
 
 
-def _columns(metrics: list[str]) -> tuple[list[str], list[str]]:
-    above, below = zip(*(METRICS[metric] for metric in metrics), strict=True)
-    return list(above), list(below)
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else 0.0
 
 
-def _resampled(
-    table: pd.DataFrame, above: list[str], below: list[str], seed: int = 0, resamples: int = 2000
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both columns' sums, each of shape (1 + resamples, metrics): first over all meanings, then over as
-    many meanings drawn with replacement."""
-    sums = table.groupby("target")[[*above, *below]].sum().to_numpy(float)  # (meanings, 2 x metrics)
-    rng, drawn = np.random.default_rng(seed), np.empty((1 + resamples, sums.shape[1]))
-    drawn[0] = sums.sum(axis=0)
-    for i in range(1, 1 + resamples):
-        drawn[i] = np.bincount(rng.integers(len(sums), size=len(sums)), minlength=len(sums)) @ sums
-    return tuple(np.split(drawn, 2, axis=1))
+def _meanings(rows: pd.DataFrame) -> float:
+    """The effective number of meanings (Kish 1965): their count if all have equally many rows, else fewer."""
+    sizes = rows.groupby("target").size()
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
-def _intervals(above: np.ndarray, below: np.ndarray) -> dict[str, np.ndarray]:
-    ratio = _ratio(above, below)
-    # A draw without what is counted has no ratio, and says nothing of the interval.
-    drawn = np.where((below[1:] == 0) & (below[0] != 0), np.nan, ratio[1:])
-    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
-    return {"value": ratio[0], "low": low, "high": high}
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.zeros(np.shape(above)), where=below != 0)
+def _score(rows: pd.DataFrame, above: pd.Series, below: pd.Series | None = None) -> dict[str, float]:
+    """A ratio, or a share with its Clopper-Pearson interval over the effective number of meanings, which never
+    covers less than it says (Korn and Graubard, Survey Methodology 24, 1998)."""
+    n = _meanings(rows)
+    if below is not None:
+        return {"value": _ratio(above.sum(), below.sum()), "low": np.nan, "high": np.nan, "meanings": n}
+    value = float(above.mean())
+    low, high = beta.ppf([0.025, 0.975], [n * value, n * value + 1], [n - n * value + 1, n - n * value])
+    return {
+        "value": value,
+        "low": np.nan_to_num(low, nan=0.0),
+        "high": np.nan_to_num(high, nan=1.0),
+        "meanings": n,
+    }

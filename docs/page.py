@@ -1,8 +1,8 @@
-"""`make page`: the last run's outputs become the page's, and the figures in its prose those of its results.
+"""`make page`: the page takes the last run's outputs, and the figures in its prose are filled in.
 
-A figure in the prose is followed by its place in results.json and its format, in a comment that no reader
-sees: `0.683<!--=batch/scores/fine-tuned/exact match/value:.3f-->`. A place that begins with the name of a
-benchmark is in its JSON, and -1 is a list's last item.
+A figure in the prose is followed by a comment that no reader sees, with its place in results.json and its
+format: `0.683<!--=batch/scores/fine-tuned/exact match/value:.3f-->`. A place that begins with the name of a
+JSON file below benchmarks/ is in that file; -1 is the last item of a list.
 """
 
 import hashlib
@@ -20,11 +20,13 @@ from tutorial import TutorialError
 from tutorial.settings import ROOT, read_yaml
 
 PAGE = ROOT / "README.ipynb"
-FIGURE = re.compile(r"[\w.,()%-]+<!--=(?P<key>[^:>]+):(?P<format>[^>]*)-->")
+# A number with its sign, or (none). The hyphen of `3-5` is not a sign.
+NUMBER = r"(?:(?<![\w.%)])[+-])?\d[\d.,]*(?:e[+-]\d+)?%?|\(none\)"
+FIGURE = re.compile(rf"(?:{NUMBER})?<!--=(?P<key>[^:>]+):(?P<format>[^>]*)-->")
 
 
 def fill(text: str, results: dict[str, Any]) -> str:
-    """The text with every figure as `results` has it, `(none)` for one that this run does not have."""
+    """The text with every figure as `results` has it, or `(none)` if this run does not have it."""
 
     def item(part: Any, key: str) -> Any:
         return part[int(key)] if isinstance(part, list) else part[key]
@@ -39,21 +41,29 @@ def fill(text: str, results: dict[str, Any]) -> str:
     return FIGURE.sub(figure, text)
 
 
-def measured(path: Path) -> dict[str, Any]:
-    """A run's results.json, with the benchmarks' beside it."""
-    benchmarks = {each.stem: json.loads(each.read_text()) for each in (ROOT / "benchmarks").rglob("*.json")}
-    return benchmarks | json.loads(path.read_text(encoding="utf-8"))
+def measured(path: Path, benchmarks: Path = ROOT / "benchmarks") -> dict[str, Any]:
+    """A run's results.json, with each JSON file below `benchmarks` under its name.
+
+    Raises:
+        TutorialError: a file has the name of another one or of a key of results.json, and would be hidden.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for each in sorted(benchmarks.rglob("*.json")):
+        if each.stem in found:
+            raise TutorialError(f"{each}: another file, or a key of {path.name}, is named {each.stem!r} too")
+        found[each.stem] = json.loads(each.read_text(encoding="utf-8"))
+    return found
 
 
 def fill_notebook(notebook: nbformat.NotebookNode, results: dict[str, Any]) -> None:
-    """The figures of every text cell, in place."""
+    """Fill in the figures of every text cell, in place."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = fill(cell.source, results)
 
 
 def code_hash(notebook: nbformat.NotebookNode) -> str:
-    """Of the code cells' sources, SHA-256 in hexadecimal digits."""
+    """SHA-256 of the code cells' sources, in hexadecimal digits."""
     return hashlib.sha256(json.dumps([cell.source for cell in _code(notebook)]).encode()).hexdigest()
 
 
@@ -62,10 +72,10 @@ def _code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def take(run: Path) -> None:
-    """A run's outputs and results.json to the project's root; the prose stays as it is there.
+    """Copy a run's outputs and results.json to the project's root. The prose there stays as it is.
 
     Raises:
-        TutorialError: the run was of other code cells, or of another task or size than the page's.
+        TutorialError: the run had other code cells, or another task or size than the page's.
     """
     notebook, ran = (nbformat.read(path, as_version=4) for path in (PAGE, run / "README.ipynb"))
     if code_hash(ran) != code_hash(notebook):
@@ -83,14 +93,14 @@ def take(run: Path) -> None:
 
 
 def main() -> None:
-    """The last run's outputs, if there is one, and the figures in the prose."""
+    """Take the last run's outputs, if there is one, and fill in the figures of the prose."""
     try:
         if (ROOT / "out" / "README.json").is_file():
             take(ROOT / "out")
+        notebook = nbformat.read(PAGE, as_version=4)
+        fill_notebook(notebook, measured(ROOT / "results.json"))
     except TutorialError as error:
         sys.exit(str(error))
-    notebook = nbformat.read(PAGE, as_version=4)
-    fill_notebook(notebook, measured(ROOT / "results.json"))
     nbformat.write(notebook, PAGE)
 
 
