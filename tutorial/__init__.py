@@ -1,17 +1,15 @@
 """What README.ipynb imports so that its cells can stay with Ray, LLaMA-Factory and vLLM.
 
-settings  what the environment, `.env` and profiles/*.yaml say      task     the file of tasks/ that is in use
-data      the task's rows, read and validated                       lengths  do prompts and answers fit?
-sample    ViGGO-like rows for work without a network                trains   rows of the second task
-storage   the run's files: a folder, s3:// or gs://                 model    the base model's folder
-meaning   meaning representations: parse, check, grammar            recipe   the LLaMA-Factory yaml
-score     how good the answers are                                  mistakes what is wrong with the wrong ones
-serving   start a service, wait until it answers                    results  results.json
-plots     pictures and tables                                       quiet    log lines out of the cells
-look      colours and fonts of all pictures                         failure  its one line, and its files
-sabotage  the worker that stage 3 kills                             metrics  what Ray and vLLM count
-adapters  what is published of an adapter                           endpoint keys before the service
-run, page `make run`, `make page`
+settings  the environment, `.env`, profiles/*.yaml  cluster   Ray: before it starts, what it leaves behind
+tasks     one of tasks/*.yaml                       data      the task's rows, read and checked
+recipe    the LLaMA-Factory yaml, checked whole     prompt    how the model is asked, proved by tokens
+meaning   meaning representations, their grammar    files     a folder, https://, s3:// or gs:// as one object
+storage   the run's prefix                          s3server  the run's own S3 server
+model     the base model's folder                   adapters  what is published of an adapter
+training  what runs in Ray Train's workers          stage     errors in one line, seconds, results.json
+score     how good the answers are                  plots     pictures and tables
+serving   starts a service and watches it           endpoint  answers: keys, names, errors
+run       `make run`                                smollm2, quickstart  the small model; a fast start of it
 """
 
 import time
@@ -27,5 +25,5 @@ class TutorialError(Exception):
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's text, or its name where it has none."""
+    """The first line of an error's text, or its name if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
