@@ -4,61 +4,64 @@ import gzip
 import io
 import json
 import random
-import tempfile
+import re
 import zlib
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
+from urllib.parse import urlsplit
 
 import pyarrow
+import pyarrow.parquet
 import requests
 import urllib3
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
 
-from tutorial import TutorialError, meaning, one_line, storage
-from tutorial.task import Task
+from tutorial import TutorialError, meaning, one_line
+from tutorial.files import Place
+from tutorial.tasks import Task
 
 SPLITS = ("train", "val", "test")
 TIMEOUT_S = 5
 LONGEST_LINE = 64 * 2**20  # bytes that are held of a file without line ends
 BUFFER = 8 * 2**20  # bytes of a request to an object store
+UNREACHABLE = (requests.ConnectionError, requests.Timeout)
 UNREADABLE = (OSError, EOFError, zlib.error, pyarrow.ArrowInvalid, urllib3.exceptions.HTTPError)
+SHAPES = {  # what a file begins with that does not hold JSON lines
+    rb"PAR1": "a Parquet file",
+    rb"PK\x03\x04": "a zip archive or an Excel file",
+    rb"ARROW1|\xff\xff\xff\xff": "an Arrow file",
+    rb"\xff\xfe|\xfe\xff|(?s:.?)\x00": "UTF-16 text or binary",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf": "compressed twice, or not with gzip",
+    rb"<": "an HTML or XML page, such as a login page or a bucket's error",
+    rb"version https://git-lfs": "a pointer of Git LFS in place of the file",
+    rb"\[": "a JSON array",
+    rb"\{([^\n]*[\[{,:])?[ \t\r]*\n": "JSON with objects over several lines or commas between them",
+    rb"[^{\n]*?[,;\t][^\n]*+\n?+\s*+([^{\s]|$)": "a table such as CSV",
+    rb"[^{][^\n]*+\n?+\s*+([^{\s]|$)": "not JSON",
+}
+WORDS = {  # pydantic's type of error, in words
+    "missing": "it is missing",
+    "string_type": "a text is needed",
+    "string_unicode": "half of a surrogate pair, which is not text",
+    "model_type": "not an object with columns",
+}
 
 Rows = Sequence[dict[str, str]]
 
 
-class SpooledRows(Rows):
-    """Rows in a temporary file without a name: there may be more than fit in memory, which holds where each
-    begins. `pick` takes those that are used."""
+class Drawn(list):
+    """Rows drawn at random. `read` is how many there were to draw from."""
 
-    def __init__(self, rows: Iterable[dict[str, str]]):
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed, and so deleted, with this object
-        self._starts = array("Q")
-        end = 0
-        for row in rows:
-            self._starts.append(end)
-            end += self._file.write(json.dumps(row).encode() + b"\n")
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def __getitem__(self, index: int | slice) -> dict[str, str] | list[dict[str, str]]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        self._file.seek(self._starts[index])
-        return json.loads(self._file.readline())
+    read = 0
 
 
 class Rejected:
     """A file of the bad rows that were set aside: JSON lines with `file`, `line`, `reason` and `text`, the
-    line as it stood there. Without bad rows there is no file.
-
-    Attributes:
-        path: where it is; one of an earlier run is deleted.
-        count: the rows in it.
-    """
+    line as it was read. Without bad rows there is no file; one of an earlier run is deleted."""
 
     def __init__(self, path: Path):
         self.path, self.count = path, 0
@@ -66,70 +69,90 @@ class Rejected:
 
     def add(self, file: str, number: int, reason: str, line: bytes) -> None:
         text = line.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
+        found = {"file": file, "line": number, "reason": reason, "text": text}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as out:
-            found = {"file": file, "line": number, "reason": reason, "text": text}
             out.write(json.dumps(found, ensure_ascii=False) + "\n")
         self.count += 1
 
 
-def load(task: Task, source: str | None = None, rejected: Path | None = None) -> dict[str, Rows]:
-    """All rows of the splits train, val and test, in the columns `instruction`, `input` and `output`.
+def load(
+    task: Task,
+    source: str | None = None,
+    rejected: Path | None = None,
+    sample_allowed: bool = True,
+    counts: dict[str, int | None] | None = None,
+    seed: int = 0,
+) -> dict[str, Rows]:
+    """The rows of the splits train, val and test, in the columns `instruction`, `input` and `output`.
 
     Args:
         task: says what the columns are called in the files, and what an output may hold.
-        source: a folder or URI (https://, s3://, gs://) that holds train.jsonl, val.jsonl and test.jsonl,
+        source: a folder or address (https://, s3://, gs://) that holds train.jsonl, val.jsonl and test.jsonl,
             each as it is or compressed with gzip, also under the name train.jsonl.gz; `sample` for the
-            task's embedded sample; None for the task's own source, or its sample, with a word about it
-            where the source cannot be reached within 5 s.
+            task's embedded sample; None for the task's own source.
         rejected: the file to set bad rows aside in, counted in one line; None: a bad row is an error.
+        sample_allowed: whether the sample stands in, with a line that says so, if `source` is None and the
+            task's own source cannot be reached: no connection, no such host, or no answer in 5 s.
+        counts: rows to draw from each split while it is read, as `pick` does: memory holds no others. None:
+            all rows, in the order of the files.
+        seed: of the draw.
 
     Raises:
-        TutorialError: a file is missing or cannot be read to its end, a split has no good row, or a row is
-            bad and `rejected` is None; the file and the line are named.
+        TutorialError: a file is missing, is not of JSON lines or cannot be read to its end, a split has no
+            good row, or a row is bad and `rejected` is None; the file and the line are named.
     """
     aside = Rejected(rejected) if rejected else None
-    made = task.sample_module()
-    if source == "sample" or (source is None and task.source is None):
-        if made is None:
-            raise TutorialError(f"DATA: the task {task.name!r} has no sample of its own; set DATA")
-        return _sample(task)
-    folder = (source or task.source).rstrip("/")
+
+    def take(split: str, rows: Iterable[dict[str, str]]) -> Rows:
+        return list(rows) if counts is None else pick(rows, counts.get(split), seed)
+
+    folder = (source or task.source or "sample").rstrip("/")
+    if folder == "sample":
+        return {split: take(split, _sample(task, split)) for split in SPLITS}
     splits = {}
     for split in SPLITS:
         try:
-            splits[split] = _read(folder, f"{split}.jsonl", task, aside)
+            with _content(folder, f"{split}.jsonl") as (file, stream):
+                splits[split] = take(split, parse(stream, file, task, aside))
         except UNREADABLE as error:
-            if source or made is None or not isinstance(error, requests.RequestException):
+            unreachable = isinstance(error, UNREACHABLE) and not isinstance(
+                error, requests.exceptions.SSLError
+            )
+            if source or splits or not (sample_allowed and task.sample and unreachable):
+                place = urlsplit(folder)._replace(query="").geturl() if "://" in folder else folder
                 raise TutorialError(
-                    f"DATA: {folder}/{split}.jsonl cannot be read ({one_line(error)})"
+                    f"DATA: {place}/{split}.jsonl cannot be read ({_reason(error)})"
                 ) from None
-            answer = _answer(error)
-            reason = f"answers {answer}" if answer else f"cannot be reached within {TIMEOUT_S} s"
-            print(f"{task.source} {reason}: using the embedded sample.")
-            return _sample(task)
+            print(f"{folder} cannot be reached within {TIMEOUT_S} s: using the embedded sample.")
+            return {split: take(split, _sample(task, split)) for split in SPLITS}
     if aside and aside.count:
-        total = aside.count + sum(map(len, splits.values()))
+        total = aside.count + sum(getattr(part, "read", len(part)) for part in splits.values())
         print(f"SKIP_BAD_ROWS: {aside.count} of {total} rows are bad and were set aside in {aside.path}")
     return splits
 
 
 def parse(
-    stream: BinaryIO, file: str, task: Task, rejected: Rejected | None = None
+    stream: io.BufferedReader, file: str, task: Task, rejected: Rejected | None = None
 ) -> Iterator[dict[str, str]]:
     """The rows of one JSON-lines file; a byte order mark and CRLF line ends are accepted.
 
     Raises:
-        TutorialError: the file has no good row, or one is bad (not UTF-8, not JSON, lacks a column, its
-            output is none that the task allows) and there is no `rejected` to take it; names the file, and
-            the line from 1.
+        TutorialError: the file is of another shape, has no good row, or one is bad (not UTF-8, not JSON,
+            lacks a column, its output is none that the task allows) and there is no `rejected` to take it;
+            names the file, and the line from 1.
     """
-    good, first = 0, ""
+    found = shape(stream.peek())
+    if found != "JSON lines":
+        columns = [column for column in task.columns.model_dump().values() if column]
+        example = json.dumps(dict.fromkeys(columns, "..."), ensure_ascii=False)
+        raise TutorialError(f"{file}: this is {found}; JSON lines are needed, an object a line: {example}")
+    row_of, good, first = row_model(task), 0, ""
     for number, line in enumerate(_lines(stream), start=1):
         if len(line) <= LONGEST_LINE and not line.strip():
             continue
         try:
-            row = _parse_line(line, task)
+            row = row_of(_decode(line))
         except ValueError as error:
             reason = one_line(error)[:300]
             bad = f"{file}, line {number}: {reason}"
@@ -146,6 +169,12 @@ def parse(
         raise TutorialError(f"{file}: the split is empty; set DATA to files that hold rows")
 
 
+def shape(head: bytes) -> str:
+    """What kind of file begins with these bytes: `JSON lines`, or one of `SHAPES`."""
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return next((name for start, name in SHAPES.items() if re.match(start, head)), "JSON lines")
+
+
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
     """The lines of a file, each with its end; of one over `LONGEST_LINE` the beginning, one byte too long."""
     mark = b"\xef\xbb\xbf"
@@ -157,60 +186,102 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
         mark = b""
 
 
-def _parse_line(line: bytes, task: Task) -> dict[str, str]:
-    """The row of one line. Raises ValueError: what is wrong with it."""
+def _decode(line: bytes) -> object:
+    """The JSON value of one line. Raises ValueError: what is wrong with it."""
     if len(line) > LONGEST_LINE:
         raise ValueError(f"longer than {LONGEST_LINE // 2**20} MiB")
     cut = "" if line.endswith(b"\n") else "; the file ends here, it may be cut off"
     try:
-        raw = json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"), object_pairs_hook=_object, parse_constant=NotANumber)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason}, byte {error.start + 1}){cut}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg}: column {error.colno}){cut}") from None
     except RecursionError:
         raise ValueError("not JSON that can be read (nested too deeply)") from None
-    return _row(raw, task)
 
 
-def _row(raw: dict[str, str], task: Task) -> dict[str, str]:
-    """A row of a file as the notebook knows it: the system turn, the user turn and the answer.
+class NotANumber(str):
+    """`NaN`, `Infinity` or `-Infinity`, which Python reads and JSON does not have."""
 
-    Raises:
-        ValueError: naming the column that is missing, no text or empty, or whose answer the task refuses.
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"column {twice!r}: it is given twice")
+    for name, value in pairs:
+        if isinstance(value, NotANumber):
+            raise ValueError(f"column {name!r}: {value} is not JSON")
+    return found
+
+
+def row_model(task: Task) -> Callable[[object], dict[str, str]]:
+    """A function that checks a row of a file and returns it as `instruction`, `input` and `output`.
+
+    It raises ValueError naming the column that is missing, not a text or empty, or whose answer the task
+    refuses.
     """
-    if not isinstance(raw, dict):
-        raise ValueError("not an object with columns")
-    columns = task.columns
-    for column in filter(None, (columns.system, columns.prompt, columns.response)):
-        text = raw.get(column)
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"column {column!r}: a text is needed, not {text!r}")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"column {column!r}: half of a surrogate pair, which is no text") from None
-    if task.meaning:
-        try:
-            meaning.check(meaning.parse(raw[columns.response]), task.meaning)
-        except ValueError as error:
-            raise ValueError(f"column {columns.response!r}: {error}") from None
-    return {
-        "instruction": raw[columns.system] if columns.system else task.system_prompt,
-        "input": raw[columns.prompt],
-        "output": raw[columns.response],
+    text = Annotated[str, AfterValidator(_not_blank)]
+    answer = Annotated[text, AfterValidator(partial(_allowed, task.meaning))] if task.meaning else text
+    names = {
+        "instruction": task.columns.system,
+        "input": task.columns.prompt,
+        "output": task.columns.response,
     }
+    fields = {
+        key: (answer if key == "output" else text, Field(alias=name)) for key, name in names.items() if name
+    }
+    model = create_model("Row", __config__=ConfigDict(strict=True), **fields)
+
+    def row_of(raw: object) -> dict[str, str]:
+        try:
+            return {"instruction": task.system_prompt} | model.model_validate(raw).model_dump()
+        except ValidationError as error:
+            found = error.errors()[0]
+            column = f"column {found['loc'][0]!r}: " if found["loc"] else ""
+            there = f"; there are {', '.join(map(repr, raw))}" if found["type"] == "missing" else ""
+            reason = WORDS.get(found["type"], found["msg"].removeprefix("Value error, "))
+            raise ValueError(f"{column}{reason}{there}") from None
+
+    return row_of
 
 
-def _sample(task: Task) -> dict[str, Rows]:
-    return {s: [_row(raw, task) for raw in part] for s, part in task.sample_module().rows().items()}
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text is needed, and this one is empty")
+    return text
 
 
-def pick(rows: Rows, count: int | None, seed: int) -> list[dict[str, str]]:
+def _allowed(description: meaning.Description, text: str) -> str:
+    meaning.check(meaning.parse(text), description)
+    return text
+
+
+def _sample(task: Task, split: str) -> Iterator[dict[str, str]]:
+    made, row_of = task.sample_rows(), row_model(task)
+    if made is None:
+        raise TutorialError(f"DATA: the task {task.name!r} has no sample of its own; set DATA")
+    for number, raw in enumerate(made.get(split, ()), start=1):
+        try:
+            yield row_of(raw)
+        except ValueError as error:
+            raise TutorialError(f"{task.sample}: {split}, row {number}: {one_line(error)[:300]}") from None
+
+
+def pick(rows: Iterable[dict[str, str]], count: int | None, seed: int) -> Drawn:
     """`count` rows drawn at random (the first N would be whatever the file begins with), at most and for
-    None all, in random order."""
-    drawn = random.Random(seed).sample(range(len(rows)), min(count or len(rows), len(rows)))
-    return [rows[number] for number in drawn]
+    None all, in random order. It reads `rows` once and holds no more than it returns."""
+    drawn, draw = Drawn(), random.Random(seed)
+    for number, row in enumerate(rows):
+        drawn.read = number + 1
+        if count is None or number < count:
+            drawn.append(row)
+        elif (place := draw.randrange(number + 1)) < count:
+            drawn[place] = row
+    draw.shuffle(drawn)
+    return drawn
 
 
 def overlap(splits: dict[str, Rows]) -> str:
@@ -228,78 +299,64 @@ def overlap(splits: dict[str, Rows]) -> str:
     )
 
 
-def write(splits: dict[str, Rows], folder: Path) -> None:
-    """The rows as JSON lines, with the `dataset_info.json` from which LLaMA-Factory learns the columns.
+def write(splits: dict[str, Rows], folder: Path, columns: dict[str, str] | None = None) -> list[str]:
+    """Write a Parquet file a split, and the `dataset_info.json` from which LLaMA-Factory learns the columns.
 
-    The instruction is the system turn and the input the user turn: `messages` below sends the same at
-    inference. LLaMA-Factory's default would join both into the user turn.
+    Parquet carries its types: LLaMA-Factory's reader of JSON takes answers such as `2024-01-31` for dates.
+
+    Args:
+        columns: LLaMA-Factory's names of the rows' keys. By default the instruction is the system turn and
+            the input the user turn; LLaMA-Factory's own default would join both into the user turn.
+
+    Returns:
+        The names of the files.
     """
+    columns = columns or {"system": "instruction", "prompt": "input", "response": "output"}
+    info = {split: {"file_name": f"{split}.parquet", "columns": columns} for split in splits}
     folder.mkdir(parents=True, exist_ok=True)
-    columns = {"system": "instruction", "prompt": "input", "response": "output"}
-    info = {}
     for split, rows in splits.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-        info[split] = {"file_name": f"{split}.jsonl", "columns": columns}
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / info[split]["file_name"])
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
+    return [*(entry["file_name"] for entry in info.values()), "dataset_info.json"]
 
 
-def messages(row: dict[str, str], examples: Rows = ()) -> list[dict[str, str]]:
-    """The chat turns that ask for a row's answer; before them, the questions and answers of examples."""
-    turns = [{"role": "system", "content": row["instruction"]}]
-    for example in examples:
-        turns.append({"role": "user", "content": example["input"]})
-        turns.append({"role": "assistant", "content": example["output"]})
-    return [*turns, {"role": "user", "content": row["input"]}]
-
-
-def _read(folder: str, name: str, task: Task, rejected: Rejected | None) -> SpooledRows:
-    """The rows of a file, or of its twin with .gz where it is missing. Raises one of `UNREADABLE`."""
-    missing = None
-    for file in (name, f"{name}.gz"):
+@contextmanager
+def _content(folder: str, name: str) -> Iterator[tuple[str, io.BufferedReader]]:
+    """The name and the uncompressed content of a file, or of its twin with .gz if it is missing."""
+    try:
+        raw = _open(folder, name)
+    except UNREACHABLE:
+        raise
+    except UNREADABLE as missing:
+        name = f"{name}.gz"
         try:
-            with _open(f"{folder}/{file}") as stream:
-                return SpooledRows(parse(stream, file, task, rejected))
-        except UNREADABLE as error:
-            # S3 answers 403 for a file that is not there, to those who may not list the bucket.
-            if not (isinstance(error, FileNotFoundError) or _answer(error) in (403, 404)):
-                raise
-            missing = missing or error
-    raise missing
+            raw = _open(folder, name)
+        except UNREADABLE:
+            raise missing from None
+    with raw, io.BufferedReader(raw, BUFFER) as stream:
+        packed = stream.peek(2).startswith(b"\x1f\x8b")
+        yield name, io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER) if packed else stream
 
 
-def _answer(error: Exception) -> int | None:
-    """The status code that a web server answered with, None if it did not answer."""
-    return getattr(getattr(error, "response", None), "status_code", None)
+def _open(folder: str, name: str) -> BinaryIO:
+    """A file's bytes as a stream. Raises one of `UNREADABLE`."""
+    if not folder.startswith(("http://", "https://")):
+        return (Place.of(folder, setting="DATA") / name).open()
+    parts = urlsplit(folder)
+    if parts.fragment:
+        raise TutorialError(f"DATA={folder}: an address cannot hold '#'")
+    address = parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+    # A server that compresses what it sends would hide a file that is cut off.
+    response = requests.get(address, stream=True, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"})
+    response.raise_for_status()
+    response.raw.auto_close = False  # the reader asks once more at the end
+    return response.raw
 
 
-@contextmanager
-def _open(uri: str) -> Iterator[BinaryIO]:
-    """A file's content, uncompressed, as a stream that is read piece by piece."""
-    with _open_raw(uri) as raw, io.BufferedReader(raw, BUFFER) as stream:
-        yield gzip.GzipFile(fileobj=stream) if stream.peek(2)[:2] == b"\x1f\x8b" else stream
-
-
-@contextmanager
-def _open_raw(uri: str) -> Iterator[BinaryIO]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    server, files = storage.S3Server.running, None
-    if uri.startswith("s3://") and server and bucket != storage.BUCKET:
-        # The run's own S3 server stands in for AWS in this process, and these rows are not on it. A public
-        # bucket is read over https.
-        files = server.outside()
-        uri = uri if files else f"https://{bucket}.s3.amazonaws.com/{key}"
-    if uri.startswith(("http://", "https://")):
-        # A server that compresses what it sends would hide a file that is cut off.
-        headers = {"Accept-Encoding": "identity"}
-        with requests.get(uri, stream=True, timeout=TIMEOUT_S, headers=headers) as response:
-            response.raise_for_status()
-            response.raw.auto_close = False  # the reader asks once more at the end
-            yield response.raw
-    elif "://" not in uri:
-        with Path(uri).expanduser().open("rb", buffering=0) as file:
-            yield file
-    else:
-        files, path = (files, f"{bucket}/{key}") if files else storage.file_system(uri)
-        with files.open_input_stream(path) as stream:
-            yield stream
+def _reason(error: Exception) -> str:
+    answer = getattr(error, "response", None)
+    if answer is not None:
+        return f"{answer.status_code} {answer.reason}"
+    if isinstance(error, UNREACHABLE):
+        return f"not reached within {TIMEOUT_S} s: {type(error).__name__}"
+    return one_line(error)[:300]

@@ -1,24 +1,30 @@
 """Meaning representations, `function(attribute[value, value], attribute[])`, as data.
 
 A value is any text without brackets and line breaks: none of ViGGO's 6,900 rows has either inside one, while
-commas, parentheses, colons and apostrophes are common. Names are lower case identifiers, and attributes are
-separated by a comma and one space. `Description` says which functions, attributes and values a task has.
+commas, parentheses, colons and apostrophes are common. A name is any text without brackets, commas and line
+breaks that begins and ends with a visible character (`priceRange`, `date-of-birth`); a function's name has
+no parentheses either. Attributes are separated by a comma and one space. `Description` says which functions,
+attributes and values a task has.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import lark
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
-LONGEST = 80  # characters of a value that `grammar` lets a model write; ViGGO's longest has 57
+# What a text may be, for the parser, the description and the grammar alike.
+FUNCTION = r"[^\s()\[\],]([^()\[\],\r\n]*[^\s()\[\],])?"
+ATTRIBUTE = r"[^\s()\[\],]([^\[\],\r\n]*[^\s\[\],])?"
+VALUE = r"[^\[\]\r\n]"  # one character
 
-SYNTAX = r"""
+SYNTAX = rf"""
     start: FUNCTION "(" ATTRIBUTE (_SEPARATOR ATTRIBUTE)* ")"
     _SEPARATOR: ", "
-    FUNCTION: /[a-z_][a-z0-9_]*/
-    ATTRIBUTE: /[a-z_][a-z0-9_]*\[[^\[\]\r\n]*\]/
+    FUNCTION: /{FUNCTION}/
+    ATTRIBUTE: /{ATTRIBUTE}\[{VALUE}*\]/
 """
 
 
@@ -28,10 +34,17 @@ def _distinct(items: list[str]) -> list[str]:
     return items
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
-Value = Annotated[str, Field(pattern=r"^[^\[\]\r\n]+$")]
-Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_distinct)]
-Closed = Annotated[list[Value], Field(min_length=1), AfterValidator(_distinct)]
+def _text(pattern: str) -> type[str]:
+    def whole(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{text!r} is empty, or has a character that it cannot have")
+        return text
+
+    return Annotated[str, AfterValidator(whole)]
+
+
+def _several(kind: type[str]) -> type[list[str]]:
+    return Annotated[list[kind], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Description(BaseModel):
@@ -39,11 +52,12 @@ class Description(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    functions: Names
-    attributes: dict[Name, Literal["text", "list"] | Closed] = Field(
+    functions: _several(_text(FUNCTION))
+    attributes: dict[_text(ATTRIBUTE), Literal["text", "list"] | _several(_text(f"{VALUE}+"))] = Field(
         min_length=1,
         description="`text`: one free value; `list`: several, separated by ', '; or the values it may have",
     )
+    longest: PositiveInt = Field(80, description="characters of a free value at most; ViGGO's longest has 57")
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,8 @@ def check(meaning: Meaning, description: Description) -> None:
     """Whether a task can have this meaning. An attribute without a value is always allowed.
 
     Raises:
-        ValueError: a function, attribute or value that the description lacks, or an attribute given twice.
+        ValueError: a function, attribute or value that the description lacks, a free value longer than its
+            `longest`, or an attribute given twice.
     """
     if meaning.function not in description.functions:
         raise ValueError(f"unknown function {meaning.function!r}")
@@ -110,6 +125,10 @@ def check(meaning: Meaning, description: Description) -> None:
             raise ValueError(f"attribute {name!r} is given twice")
         if value and isinstance(allowed, list) and value not in allowed:
             raise ValueError(f"attribute {name!r} cannot be {value!r}, only one of {', '.join(allowed)}")
+        if not isinstance(allowed, list) and len(value) > description.longest:
+            raise ValueError(
+                f"attribute {name!r} has {len(value)} characters; meaning.longest allows {description.longest}"
+            )
         seen.add(name)
 
 
@@ -128,20 +147,20 @@ def canonical(meaning: Meaning, description: Description) -> Meaning:
 def grammar(description: Description) -> str:
     """The task's representations as a GBNF grammar (llama.cpp's notation, which xgrammar reads).
 
-    It holds a model to the names and the closed values, and a free value to 1 to `LONGEST` characters.
-    Attributes may come in any order; that none comes twice is left to `check`, as a grammar would have to
-    list every order.
+    It holds a model to what `check` allows: the names, the closed values, and at most `longest` characters
+    of a free value. Attributes may come in any order; that none comes twice is left to `check`, as a grammar
+    would have to list every order.
     """
     attributes = []
     for name, allowed in description.attributes.items():
         value = f"({' | '.join(map(_quoted, allowed))})" if isinstance(allowed, list) else "text"
-        attributes.append(f'"{name}[" {value}? "]"')
+        attributes.append(f'{_quoted(f"{name}[")} {value}? "]"')
     return "\n".join(
         [
             'root ::= function "(" attribute (", " attribute)* ")"',
             f"function ::= {' | '.join(map(_quoted, description.functions))}",
             f"attribute ::= {' | '.join(attributes)}",
-            rf"text ::= [^\[\]\r\n]{{1,{LONGEST}}}",
+            f"text ::= {VALUE}{{1,{description.longest}}}",
         ]
     )
 

@@ -1,13 +1,13 @@
 """The task, one of tasks/*.yaml: how its rows are laid out, what is asked, what an answer may hold."""
 
-import importlib
+import importlib.util
+import traceback
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, PrivateAttr, ValidationError, model_validator
 
-from tutorial import TutorialError
+from tutorial import TutorialError, one_line
 from tutorial.meaning import Description
 from tutorial.settings import ROOT, read_yaml
 
@@ -27,17 +27,17 @@ class Task(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str
     columns: Columns
     system_prompt: str | None = None
-    source: str | None = Field(
-        None, pattern="^https?://", description="address of the rows, if DATA does not say so"
-    )
+    source: str | None = Field(None, description="address of the rows if DATA is not set")
     expected: dict[Literal["train", "val", "test"], PositiveInt] = Field({}, description="rows at the source")
-    sample: str | None = Field(None, description="module of this project whose rows(seed) need no network")
+    sample: str | None = Field(
+        None, pattern=r"\.py$", description="a Python file beside the yaml whose rows(seed) need no network"
+    )
     few_shot: PositiveInt = Field(4, description="examples in the few-shot prompt")
     max_tokens: PositiveInt = Field(96, description="tokens of an answer at most")
     meaning: Description | None = Field(None, description="functions and attributes of an answer")
+    _path: Path = PrivateAttr(Path("task.yaml"))
 
     @model_validator(mode="after")
     def _one_system_turn(self) -> "Task":
@@ -45,20 +45,41 @@ class Task(BaseModel):
             raise ValueError("set either system_prompt or columns.system")
         return self
 
-    def sample_module(self) -> ModuleType | None:
-        """The module that makes the task's embedded rows, None if it has none."""
-        return importlib.import_module(self.sample) if self.sample else None
+    @property
+    def name(self) -> str:
+        """The name of its file, without `.yaml`."""
+        return self._path.stem
+
+    def sample_rows(self) -> dict[str, list[dict[str, str]]] | None:
+        """The embedded rows of each split, in the task's own columns; None if the task has no sample.
+
+        Raises:
+            TutorialError: the sample's Python file has no `rows(seed)`, or it fails.
+        """
+        if self.sample is None:
+            return None
+        file = self._path.parent / self.sample
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+            return {split: list(part) for split, part in module.rows(0).items()}
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}, line {place.lineno}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise TutorialError(f"{file.name}: no rows from rows(seed): {reason} ({where})") from error
 
 
 def load(name: str) -> Task:
     """The task of tasks/`name`.yaml, or of a yaml file anywhere.
 
     Raises:
-        TutorialError: there is no such file, it is no yaml, or a key in it is unknown, missing or wrong.
+        TutorialError: there is no such file, it is not YAML, or a key in it is unknown, missing or wrong.
     """
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else ROOT / "tasks" / f"{name}.yaml"
     try:
-        return Task(name=path.stem, **read_yaml(path))
+        task = Task.model_validate(read_yaml(path))
     except OSError as error:
         known = ", ".join(sorted(p.stem for p in (ROOT / "tasks").glob("*.yaml")))
         raise TutorialError(
@@ -68,3 +89,7 @@ def load(name: str) -> Task:
         found = error.errors()[0]
         key = ".".join(str(part) for part in found["loc"]) or "task"
         raise TutorialError(f"{path.name}: {key}: {found['msg']}") from None
+    task._path = path
+    if task.sample and not (path.parent / task.sample).is_file():
+        raise TutorialError(f"{path.name}: sample: there is no file {task.sample} beside it")
+    return task
