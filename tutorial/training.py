@@ -1,0 +1,160 @@
+"""What surrounds the training loop on a worker: its files, resuming, metrics, and the worker that is killed."""
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import Checkpoint, Result
+from transformers import TrainerCallback
+
+from tutorial import TutorialError, model, stage
+from tutorial.files import Place
+from tutorial.storage import Storage
+
+# A second attempt would meet the same error. (PyTorch's own, such as out of memory, are RuntimeErrors.)
+PERMANENT = (TypeError, ValueError, LookupError, AttributeError, ImportError, NotImplementedError)
+SHOWN = ("loss", "eval_loss", "epoch")
+
+
+class Workspace:
+    """A training worker's folder on its machine.
+
+    Attributes:
+        paths: LLaMA-Factory's arguments that name folders: the base model, the rows, the output, the cache.
+        callbacks: what the trainer calls besides Ray's own callback.
+        finished: whether the checkpoint that was restored is the trained adapter, so no step is left.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        self.folder, self.out, self.finished = folder, folder / "out", False
+        config["data"].copy_to(Place.of(str(folder / "data")))
+        self.paths = {
+            "model_name_or_path": model.fetch(config["model"], config["scratch"]),
+            "dataset_dir": str(folder / "data"),
+            "output_dir": str(self.out),
+            "cache_dir": str(folder / "cache"),  # the datasets library would keep the rows in the home folder
+        }
+        self.callbacks = [KillWorker(config["kill_note"])] if config["kill_note"] else []
+
+    def restore(self, checkpoint: Checkpoint) -> str:
+        """Copy a checkpoint of an earlier attempt to this machine; the folder to resume from."""
+        last = self.folder / "last"
+        checkpoint.to_directory(last)
+        if (last / "adapter_model.safetensors").is_file():  # the attempt failed after its last step
+            self.out, self.finished = last, True
+        return str(last / "checkpoint")
+
+    def metrics(self) -> dict[str, float]:
+        """The last loss, validation loss and epoch, steps done and planned, workers; {} but on rank 0."""
+        context = ray.train.get_context()
+        if context.get_world_rank() != 0:
+            return {}
+        state = json.loads((self.out / "trainer_state.json").read_text())
+        found = {key: entry[key] for entry in state["log_history"] for key in SHOWN if key in entry}
+        counts = {"steps": state["global_step"], "steps_planned": state["max_steps"]}
+        return found | counts | {"workers": context.get_world_size()}
+
+    def adapter(self) -> Checkpoint | None:
+        """The trained adapter with the trainer's log; None but on rank 0, or if it was reported before."""
+        if ray.train.get_context().get_world_rank() != 0 or self.finished:
+            return None
+        for partial in self.out.glob("checkpoint-*"):  # reported already
+            shutil.rmtree(partial)
+        return Checkpoint.from_directory(self.out)
+
+
+def folder(store: Storage) -> Path:
+    """What the workers of this machine share while they train; their files stay in it if they fail."""
+    return Path(tempfile.gettempdir(), store.scratch)
+
+
+@contextmanager
+def workspace(config: dict[str, Any]) -> Iterator[Workspace]:
+    """A worker's folder while the training loop runs.
+
+    It is deleted if all goes well. After an error, or if the process is killed, its files stay: the storage may
+    be what failed. An error that every attempt would meet is reported as the metric `mistake`, not raised, so
+    that Ray Train does not retry; `checked` raises it in the notebook.
+    """
+    shared = Path(tempfile.gettempdir(), config["scratch"])
+    shared.mkdir(mode=0o700, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=shared, prefix="worker-"))
+    work = Workspace(folder, config)
+    try:
+        yield work
+    except PERMANENT as error:
+        from torch import distributed
+
+        if distributed.is_initialized():  # a worker that waits for this one gets an error, not a time-out
+            distributed.destroy_process_group()
+        ray.train.report({"mistake": stage.reason(error)})
+        return
+    shutil.rmtree(folder)
+    if not list(shared.glob("worker-*")):  # the last worker of this machine
+        shutil.rmtree(shared, ignore_errors=True)
+
+
+def checked(result: Result) -> Result:
+    """The result of a training that reached its last step.
+
+    Raises:
+        TutorialError: the workers reported a mistake, or steps are missing.
+    """
+    metrics = result.metrics or {}
+    if "mistake" in metrics:
+        raise TutorialError(f"fine-tuning: {metrics['mistake']}; correct it and run again")
+    if metrics["steps"] != metrics["steps_planned"]:
+        raise TutorialError(f"fine-tuning: ended after {metrics['steps']} of {metrics['steps_planned']} steps")
+    return result
+
+
+class KillWorker(TrainerCallback):
+    """Kill the last worker's process once, with SIGKILL, as losing its machine would, and note what follows.
+
+    Args:
+        note: the file in the storage that says what happened, JSON: `killed` and `resumed`, each with `step`
+            and `time` (seconds since 1970). No worker was killed while it does not exist.
+        share: of all steps, after which it happens.
+    """
+
+    def __init__(self, note: Place, share: float = 0.4):
+        context = ray.train.get_context()
+        self.watches = context.get_world_rank() == context.get_world_size() - 1
+        self.note, self.share = note, share
+        self.seen = _read(note) if self.watches else {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Transformers' hook, after each optimizer step."""
+        if not self.watches or "resumed" in self.seen:
+            return
+        now = {"step": state.global_step, "time": time.time()}
+        if "killed" in self.seen:
+            self._write({"resumed": now})
+        elif state.global_step >= self.share * state.max_steps:
+            self._write({"killed": now})
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _write(self, news: dict) -> None:
+        self.seen |= news
+        self.note.write(json.dumps(self.seen).encode())
+
+
+def fault(note: Place) -> dict[str, Any]:
+    """When a worker was killed (`killed`) and the first step after it (`resumed`), each with `step` and `time`,
+    and `recovery_s` between the two. {} without both: nobody was killed, or the run resumed without the kill."""
+    seen = _read(note)
+    if "resumed" not in seen:
+        return {}
+    return seen | {"recovery_s": seen["resumed"]["time"] - seen["killed"]["time"]}
+
+
+def _read(note: Place) -> dict[str, dict[str, float]]:
+    return json.loads(note.read()) if note.exists() else {}
