@@ -1,4 +1,4 @@
-"""What surrounds the training loop on a worker: its files, resuming, metrics, and the worker that is killed."""
+"""What surrounds the training loop on a worker: files, resuming, metrics, and the worker that is killed."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from typing import Any
 
 import ray.train
 from ray.train import Checkpoint, Result
+from torch import distributed
 from transformers import TrainerCallback
 
 from tutorial import TutorialError, model, stage
@@ -42,7 +43,7 @@ class Workspace:
             "output_dir": str(self.out),
             "cache_dir": str(folder / "cache"),  # the datasets library would keep the rows in the home folder
         }
-        self.callbacks = [KillWorker(config["kill_note"])] if config["kill_note"] else []
+        self.callbacks = [make() for make in config["callbacks"]]
 
     def restore(self, checkpoint: Checkpoint) -> str:
         """Copy a checkpoint of an earlier attempt to this machine; the folder to resume from."""
@@ -54,50 +55,46 @@ class Workspace:
 
     def metrics(self) -> dict[str, float]:
         """The last loss, validation loss and epoch, steps done and planned, workers; {} but on rank 0."""
-        context = ray.train.get_context()
-        if context.get_world_rank() != 0:
+        if ray.train.get_context().get_world_rank() != 0:
             return {}
         state = json.loads((self.out / "trainer_state.json").read_text())
         found = {key: entry[key] for entry in state["log_history"] for key in SHOWN if key in entry}
-        counts = {"steps": state["global_step"], "steps_planned": state["max_steps"]}
-        return found | counts | {"workers": context.get_world_size()}
+        found |= {"steps": state["global_step"], "steps_planned": state["max_steps"]}
+        return found | {"workers": ray.train.get_context().get_world_size()}
 
     def adapter(self) -> Checkpoint | None:
         """The trained adapter with the trainer's log; None but on rank 0, or if it was reported before."""
         if ray.train.get_context().get_world_rank() != 0 or self.finished:
             return None
-        for partial in self.out.glob("checkpoint-*"):  # reported already
-            shutil.rmtree(partial)
+        for reported in self.out.glob("checkpoint-*"):
+            shutil.rmtree(reported)
         return Checkpoint.from_directory(self.out)
 
 
 def folder(store: Storage) -> Path:
-    """What the workers of this machine share while they train; their files stay in it if they fail."""
+    """What the workers of one machine share while they train. If they fail, their files stay in it."""
     return Path(tempfile.gettempdir(), store.scratch)
 
 
 @contextmanager
 def workspace(config: dict[str, Any]) -> Iterator[Workspace]:
-    """A worker's folder while the training loop runs.
+    """A worker's folder while the training loop runs; it is deleted if all goes well.
 
-    It is deleted if all goes well. After an error, or if the process is killed, its files stay: the storage may
-    be what failed. An error that every attempt would meet is reported as the metric `mistake`, not raised, so
-    that Ray Train does not retry; `checked` raises it in the notebook.
+    After an error, or if the process is killed, its files stay: the storage may be what failed. An error that
+    every attempt would meet is not raised, so that Ray Train does not retry: it is reported as the metric
+    `mistake`, which `checked` raises in the notebook.
     """
     shared = Path(tempfile.gettempdir(), config["scratch"])
     shared.mkdir(mode=0o700, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=shared, prefix="worker-"))
-    work = Workspace(folder, config)
+    work = Workspace(Path(tempfile.mkdtemp(dir=shared, prefix="worker-")), config)
     try:
         yield work
     except PERMANENT as error:
-        from torch import distributed
-
         if distributed.is_initialized():  # a worker that waits for this one gets an error, not a time-out
             distributed.destroy_process_group()
         ray.train.report({"mistake": stage.reason(error)})
         return
-    shutil.rmtree(folder)
+    shutil.rmtree(work.folder)
     if not list(shared.glob("worker-*")):  # the last worker of this machine
         shutil.rmtree(shared, ignore_errors=True)
 
@@ -148,8 +145,10 @@ class KillWorker(TrainerCallback):
 
 
 def fault(note: Place) -> dict[str, Any]:
-    """When a worker was killed (`killed`) and the first step after it (`resumed`), each with `step` and `time`,
-    and `recovery_s` between the two. {} without both: nobody was killed, or the run resumed without the kill."""
+    """When a worker was `killed` and training `resumed`, each with `step` and `time`, and `recovery_s`.
+
+    {} without both: no worker was killed, or the run resumed with `KILL_WORKER=0`.
+    """
     seen = _read(note)
     if "resumed" not in seen:
         return {}
