@@ -1,64 +1,52 @@
-"""Starting a Serve application without waiting for ever."""
+"""Start the service, wait until it answers, and read what it counts."""
 
 import atexit
+import re
 import socket
 import time
+import unicodedata
+from collections import defaultdict
+from pathlib import Path
 
 import ray
+import requests
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
-from ray.llm._internal.common.callbacks.base import CallbackBase
 
 from tutorial import TutorialError
 
 
-class QuickStart(CallbackBase):
-    """For `LLMConfig(callback_config=...)`: fewer processes that import vLLM, one after the other.
-
-    That import is most of a replica's start on a small machine.
-    """
-
-    async def on_before_node_init(self) -> None:
-        """Ray Serve LLM's hook in the replica, before it prepares the nodes."""
-        # Imported here: in the replica, where vLLM is imported anyway, and not in the notebook.
-        from ray.llm._internal.common.utils.cloud_utils import is_remote_path
-        from ray.llm._internal.serve.engines.vllm import vllm_models
-        from ray.llm._internal.serve.observability.usage_telemetry import usage
-
-        # Where the base model is a folder that every node sees: no process on each node to find that out.
-        self.ctx.run_init_node = is_remote_path(self.llm_config.model_loading_config.model_source)
-        # On CPU: the engine's process runs the model too. (Ray Serve LLM sets `mp`; GPUs are not touched.)
-        vllm_models.EXECUTOR_BACKEND_MP = "uni"
-        # The replica waits for this actor at its end; it starts beside the engine now.
-        usage._get_or_create_telemetry_agent()
+def free_port() -> int:
+    """A port of loopback that no process listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
-def check_port(port: int, host: str = "127.0.0.1") -> None:
-    """TutorialError if another process listens on the port."""
+def check_port(port: int | None, host: str = "127.0.0.1") -> None:
+    """TutorialError if another process listens on the port; None stands for `free_port`."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((host, port or 0))
         except PermissionError:
             raise TutorialError(f"PORT={port}: not allowed to this user; set PORT above 1023") from None
         except OSError:
-            raise TutorialError(
-                f"PORT={port}: another process uses this port; set PORT to a free one"
-            ) from None
+            raise TutorialError(f"PORT={port}: another process uses it; set PORT to a free one") from None
 
 
-def check_cluster() -> None:
-    """TutorialError if the cluster that was joined serves something: its port and limits are set already, and
-    an application of the same name or route would be replaced, and deleted at the end of the run."""
-    if running := sorted(serve.status().applications):
-        raise TutorialError(
-            f"the cluster serves {', '.join(running)} already; run this on another, or delete what it serves "
-            "(serve shutdown)"
-        )
+def model_id(name: str) -> str:
+    """The name a model is served under: the last part of a path or hub id, in ASCII letters, digits and `._-`.
+
+    Ray Serve LLM reads what follows a colon as an adapter's name, and clients put the name into a URL.
+    """
+    ascii_name = unicodedata.normalize("NFKD", Path(name).name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._]+", "-", ascii_name).strip("-.") or "model"
 
 
 def delete_at_exit(application: str) -> None:
-    """Delete the application when this process ends, whatever ends it but SIGKILL: on a cluster that was
-    joined it would go on, and keep its GPU. Serve ends with it, where it serves nothing else."""
+    """Delete the application when this process ends, unless by SIGKILL: on a cluster that was joined it would
+    keep its GPU. Serve is shut down too, if it serves nothing else."""
 
     def delete() -> None:
         if ray.is_initialized():
@@ -90,3 +78,41 @@ def wait_until_ready(application: str, timeout_s: float) -> float:
                 f"(SERVE_TIMEOUT_S): {reason}"
             )
         time.sleep(0.5)
+
+
+def counters(names: list[str], nodes: list[dict], timeout_s: float = 60) -> dict[str, float]:
+    """`scrape`, repeated until all names are there, as processes report every few seconds; NaN for a name
+    that is missing after `timeout_s`."""
+    start = time.monotonic()
+    while set(names) - set(found := scrape(nodes)) and time.monotonic() - start < timeout_s:
+        time.sleep(1)
+    return dict.fromkeys(names, float("nan")) | found
+
+
+def scrape(nodes: list[dict]) -> dict[str, float]:
+    """Prometheus samples by name, each summed over the machines and processes that report it.
+
+    vLLM's names begin with `ray_vllm_`, Ray Serve's with `ray_serve_`; a histogram has `_sum` and `_count`,
+    without its buckets. Of vLLM's engines those that serve are counted, not the batch stage's. A machine that
+    does not answer is named in a line, and left out.
+
+    Args:
+        nodes: `ray.nodes()`.
+    """
+    found: dict[str, float] = defaultdict(float)
+    for node in nodes:
+        if not node["Alive"]:
+            continue
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        try:
+            answer = requests.get(url, timeout=10)
+            answer.raise_for_status()
+        except requests.RequestException as error:
+            print(f"no metrics of {url}: {type(error).__name__}")
+            continue
+        for family in text_string_to_metric_families(answer.text):
+            for sample in family.samples:
+                served = sample.labels.get("ReplicaId") != ""  # vLLM's label, empty outside Ray Serve
+                if served and not sample.name.endswith("_bucket"):
+                    found[sample.name] += sample.value
+    return dict(found)
