@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, PrivateAttr, Val
 
 from tutorial import TutorialError, one_line
 from tutorial.meaning import Description
-from tutorial.settings import ROOT, read_yaml
+from tutorial.settings import ROOT, first_error, read_yaml
+
+SPLITS = ("train", "val", "test")
 
 
 class Columns(BaseModel):
@@ -63,7 +65,8 @@ class Task(BaseModel):
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-            return {split: list(part) for split, part in module.rows(0).items()}
+            rows = module.rows(0)
+            return {split: list(rows[split]) for split in SPLITS}
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}, line {place.lineno}"
@@ -86,9 +89,7 @@ def load(name: str) -> Task:
             f"TASK={name}: {error.strerror}; set TASK to one of {known}, or to a yaml file"
         ) from None
     except ValidationError as error:
-        found = error.errors()[0]
-        key = ".".join(str(part) for part in found["loc"]) or "task"
-        raise TutorialError(f"{path.name}: {key}: {found['msg']}") from None
+        raise TutorialError(f"{path.name}: {first_error(error)}") from None
     task._path = path
     if task.sample and not (path.parent / task.sample).is_file():
         raise TutorialError(f"{path.name}: sample: there is no file {task.sample} beside it")
