@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from tutorial import settings
+from tutorial import cluster, settings
 
-settings.optimize_serve()  # as README.ipynb's first cell does, before anything imports Ray
+cluster.optimize_serve()  # as README.ipynb's first cell does, before anything imports Ray
 
 from tutorial import model, storage  # noqa: E402
 
