@@ -22,7 +22,7 @@ def store():
 
 @pytest.fixture(scope="session")
 def model_path():
-    return model.folder(model.PACKAGED, settings.load().shared_folder())
+    return model.resolve(model.PACKAGED, settings.load().shared_folder())
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,38 @@
 """A LoRA adapter as it is published: two files, neither a pickle, and a manifest that says what they are."""
 
-import hashlib
 import json
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pyarrow.fs import FileSelector, FileType
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from tutorial import TutorialError, one_line, results
-from tutorial.storage import Storage, file_system
+from tutorial import TutorialError, one_line
+from tutorial.files import Place
+from tutorial.settings import first_error
+from tutorial.storage import Storage
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
 FILES = (WEIGHTS, CONFIG)
+# Keys of PEFT's that do not change what the two matrices of a layer mean.
+HARMLESS = """auto_mapping base_model_name_or_path corda_config eva_config exclude_modules fan_in_fan_out
+    inference_mode layers_pattern layers_to_transform loftq_config lora_dropout megatron_core peft_version
+    qalora_group_size revision task_type""".split()
+
+
+class Config(BaseModel, extra="allow"):
+    """PEFT's configuration of an adapter that vLLM serves as it was trained."""
+
+    peft_type: Literal["LORA"] = "LORA"
+    r: PositiveInt
+    lora_alpha: FiniteFloat
+    target_modules: list[str] | str
+    use_rslora: bool = False
+    bias: Literal["none"] = "none"
+    # The others (PiSSA, OLoRA, CorDA, LoftQ) change the weights of the base model too.
+    init_lora_weights: bool | Literal["gaussian", "orthogonal", "eva"] = True
 
 
 class File(BaseModel):
@@ -25,7 +43,7 @@ class File(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What stands beside an adapter's files in the storage."""
+    """What is published beside an adapter's files."""
 
     base_model: str
     rank: int
@@ -48,24 +66,24 @@ def publish(
         recipe: how it was trained, LLaMA-Factory's arguments.
 
     Raises:
-        TutorialError: the engines do not take its rank, its weights are not of the rank that its
-            configuration names, a file is missing, or the storage does not take it.
+        TutorialError: a file is missing or broken, vLLM would serve something else than what was trained, or
+            the storage does not take it.
     """
     for file in FILES:
         if not Path(folder, file).is_file():
-            raise TutorialError(f"{Path(folder).name}: holds no {file}, so no adapter of PEFT's")
-    config = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
-    _check(config, Path(folder, WEIGHTS), max_rank)
+            raise TutorialError(f"{Path(folder).name}: {file} is missing, so this is no adapter of PEFT's")
+    rank = _check(Path(folder, CONFIG).read_bytes(), Path(folder, WEIGHTS), max_rank)
+    config = json.loads(Path(folder, CONFIG).read_bytes())
     config["base_model_name_or_path"] = Path(base).name  # and not a path of the machine that trained it
     with tempfile.TemporaryDirectory() as made:  # a checkpoint's own folder is not to be written to
         Path(made, CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        Path(made, WEIGHTS).write_bytes(Path(folder, WEIGHTS).read_bytes())
+        Path(made, WEIGHTS).symlink_to(Path(folder, WEIGHTS).absolute())
         manifest = Manifest(
             base_model=Path(base).name,
-            rank=config["r"],
+            rank=rank,
             recipe=recipe,
-            versions=results.versions(),
-            files={file: _measure(Path(made, file).read_bytes()) for file in FILES},
+            versions={each: version(each) for each in ("llamafactory", "peft", "ray", "transformers")},
+            files=_measure(Place.of(made)),
         )
         Path(made, MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
         # The configuration last: Ray Serve takes an adapter to be there once it has that.
@@ -73,73 +91,71 @@ def publish(
     return manifest
 
 
-def verify(uri: str, base: str) -> Manifest:
-    """Compare an adapter in the storage with its manifest.
+def verify(place: Place, base: str) -> Manifest:
+    """Compare an adapter in a storage with its manifest.
 
     Args:
-        uri: its folder.
+        place: its folder.
         base: the base model's name or folder.
 
     Raises:
         TutorialError: a file is missing, is not the one that was published, or is for another base model.
     """
-    files, path = file_system(uri)
-
-    def read(file: str) -> bytes:
-        if not files.get_file_info(f"{path}/{file}").is_file:
-            raise TutorialError(f"{uri}: {file} is missing; publish the adapter again")
-        with files.open_input_stream(f"{path}/{file}") as stream:
-            return stream.read()
-
+    there = place.listing()
+    if missing := [file for file in (MANIFEST, *FILES) if file not in there]:
+        raise TutorialError(f"{place}: {missing[0]} is missing; publish the adapter again")
     try:
-        manifest = Manifest.model_validate_json(read(MANIFEST))
+        manifest = Manifest.model_validate_json((place / MANIFEST).read())
     except ValidationError as error:
-        raise TutorialError(f"{uri}/{MANIFEST}: {one_line(error)}; publish the adapter again") from None
-    for file in FILES:
-        if manifest.files.get(file) != _measure(read(file)):
-            raise TutorialError(
-                f"{uri}/{file}: by its SHA-256 not the file that was published; publish it again"
-            )
+        raise TutorialError(f"{place}/{MANIFEST}: {first_error(error)}; publish the adapter again") from None
+    found = _measure(place)
+    if other := [file for file in FILES if manifest.files.get(file) != found[file]]:
+        raise TutorialError(
+            f"{place}/{other[0]}: by its SHA-256 not the file that was published; publish it again"
+        )
     if manifest.base_model != Path(base).name:
         raise TutorialError(
-            f"{uri}: made for {manifest.base_model}, not for {Path(base).name}; set MODEL as it was"
+            f"{place}: made for {manifest.base_model}, not for {Path(base).name}; set MODEL as it was"
         )
     return manifest
 
 
-def verify_all(uri: str, base: str) -> dict[str, Manifest]:
+def verify_all(place: Place, base: str) -> dict[str, Manifest]:
     """`verify` each adapter below a folder, if there is one: the manifests by the adapters' names.
 
-    One that has no configuration is not there yet: it is published last, and Ray Serve waits for it too.
+    An adapter without its configuration is still being published: Ray Serve waits for that file too.
     """
-    files, path = file_system(uri)
-    found = files.get_file_info(FileSelector(path, allow_not_found=True))
-    folders = [each for each in found if each.type == FileType.Directory]
-    return {
-        each.base_name: verify(f"{uri}/{each.base_name}", base)
-        for each in folders
-        if files.get_file_info(f"{each.path}/{CONFIG}").is_file
-    }
+    names = [file.removesuffix(f"/{CONFIG}") for file in place.listing() if file.endswith(f"/{CONFIG}")]
+    return {name: verify(place / name, base) for name in names if "/" not in name}
 
 
-def _check(config: dict, weights: Path, max_rank: int) -> None:
-    rank = config["r"]
-    if rank > max_rank:
+def _check(config: bytes, weights: Path, max_rank: int) -> int:
+    """The adapter's rank; TutorialError if vLLM cannot serve the adapter as it was trained."""
+    try:
+        checked = Config.model_validate_json(config)
+    except ValidationError as error:
+        raise TutorialError(f"{CONFIG}: {first_error(error)}; vLLM serves plain LoRA alone") from None
+    for key, value in checked.model_extra.items():
+        if value and key not in HARMLESS:
+            raise TutorialError(f"{CONFIG}: {key}={value!r}: vLLM would leave it out; train without it")
+    if checked.r > max_rank:
         raise TutorialError(
-            f"{CONFIG}: r={rank}, the engines take ranks up to {max_rank}; train with a lower lora_rank, or "
-            "raise their max_lora_rank"
+            f"{CONFIG}: r={checked.r}, the engines take ranks up to {max_rank}; train with a lower "
+            "lora_rank, or raise their max_lora_rank"
         )
     try:
         with safe_open(weights, "np") as tensors:
             for key in tensors.keys():  # noqa: SIM118 (no mapping)
-                axis = 0 if ".lora_A." in key else 1 if ".lora_B." in key else None
+                axis = {".lora_A.weight": 0, ".lora_B.weight": 1}.get(key[-len(".lora_A.weight") :])
                 if axis is None:
                     raise TutorialError(f"{WEIGHTS}: {key} is no matrix of LoRA's, and vLLM does not take it")
-                if (found := tensors.get_slice(key).get_shape()[axis]) != rank:
-                    raise TutorialError(f"{WEIGHTS}: {key} has rank {found}, {CONFIG} says r={rank}")
+                if (found := tensors.get_slice(key).get_shape()[axis]) != checked.r:
+                    raise TutorialError(f"{WEIGHTS}: {key} has rank {found}, {CONFIG} says r={checked.r}")
     except SafetensorError as error:
         raise TutorialError(f"{WEIGHTS}: not a file of safetensors ({one_line(error)})") from None
+    return checked.r
 
 
-def _measure(content: bytes) -> File:
-    return File(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+def _measure(place: Place) -> dict[str, File]:
+    sizes = place.listing()
+    return {file: File(size=sizes[file], sha256=(place / file).sha256()) for file in FILES}

@@ -1,6 +1,7 @@
 """A folder or file somewhere: on this machine, on S3 (`s3://bucket/key`) or on Google's storage (`gs://`)."""
 
 import functools
+import hashlib
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +20,10 @@ from tutorial import TutorialError, one_line
 SCHEMES = ("s3", "gs")  # for STORAGE and DATA; DATA is read from http and https too
 ATTEMPTS, TIMEOUT_S = 8, 20  # with the growing waits between them, a storage that fails has a minute or more
 HINTS = {
-    "s3": "; check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and AWS_ENDPOINT_URL",
-    "gs": "; check the credentials (GOOGLE_APPLICATION_CREDENTIALS)",
+    "s3": "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and AWS_ENDPOINT_URL",
+    "gs": "; check GOOGLE_APPLICATION_CREDENTIALS",
 }
-STEP = r"/(?!\.{1,2}(?:/|$))[^/#?\\\x00-\x1f]+"  # of a path: neither . nor .., and nothing a URI parser would cut
+STEP = r"/(?!\.{1,2}(?:/|$))[^/#?\\\x00-\x1f]+"  # not . or .., nor what URI parsers cut
 CLOUD = re.compile(rf"({'|'.join(SCHEMES)})://(anonymous@)?([A-Za-z0-9][A-Za-z0-9._-]*(?:{STEP})*)/?")
 
 
@@ -50,7 +51,7 @@ class Place:
         read as a public one. `options` replace them: arguments of `S3FileSystem`, `attempts`, `timeout_s`.
 
         Raises:
-            TutorialError: it cannot be taken exactly as it is written, or S3 does not name the bucket's region.
+            TutorialError: it cannot be taken exactly as written, or S3 does not name the bucket's region.
         """
         address = address.strip()
         shown = re.sub(r":.*@", ":...@", address)  # keys in an address are refused, and not repeated
@@ -68,7 +69,7 @@ class Place:
                 known = [*SCHEMES, *["https"] * (setting == "DATA")]
                 wrong = f"unknown scheme {scheme[1]!r}" if scheme[1] not in known else "not a whole address"
                 raise ValueError(
-                    f"{wrong}; set a folder or {'://..., '.join(known)}://bucket/path, without #, ?, .. or keys"
+                    f"{wrong}; set a folder or {'://..., '.join(known)}://bucket/path, no #, ?, .. or keys"
                 )
             path = str(Path(address or "\0").expanduser().resolve())
             return cls(path, path)
@@ -101,6 +102,11 @@ class Place:
         """A file's content."""
         with self.open() as stream:
             return stream.read()
+
+    def sha256(self) -> str:
+        """The SHA-256 of a file's content, in hexadecimal digits."""
+        with self.open() as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def write(self, content: bytes) -> None:
         """Write a file, and the folders above it."""
@@ -152,7 +158,7 @@ class Place:
 
 
 def _user_s3(bucket: str, options: dict) -> dict:
-    """`options`, filled in with the user's endpoint, the bucket's region and whether there are credentials."""
+    """`options`, with the user's endpoint, the bucket's region and whether there are credentials."""
     if "endpoint_override" in options:
         return options
     session = boto3.Session()
@@ -177,6 +183,6 @@ def _connect(scheme: str, attempts: int = ATTEMPTS, timeout_s: int = TIMEOUT_S, 
         connect_timeout=min(timeout_s, 5),
         request_timeout=timeout_s,  # seconds without a byte
         retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(attempts),
-        check_directory_existence_before_creation=True,  # so that Ray makes no objects for folders above a run's
+        check_directory_existence_before_creation=True,  # or Ray makes objects for folders above a run
         **options,
     )

