@@ -3,7 +3,9 @@
 import difflib
 import json
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -20,7 +22,7 @@ plt.style.use(STYLE)
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 INK, GREY = plt.rcParams["text.color"], plt.rcParams["axes.edgecolor"]
 NO_GRAMMAR = "This task has no grammar, so its answers are compared as whole texts."
-TOKEN = re.compile(r"[^\[\](),]+\[[^\[\]]*\]|\w+|\s+|.", re.DOTALL)  # `name[Portal 2]` is one token
+TOKEN = re.compile(r"[^\s\[\](),][^\[\](),]*\[[^\[\]]*\]|\w+|\s+|.", re.DOTALL)  # `name[Portal 2]` is one
 
 
 class Picture:
@@ -67,22 +69,19 @@ def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture
     return Picture(axes.figure, f"Loss per target token against optimizer steps: {', '.join(said)}.")
 
 
-def scores(found: dict[str, pd.DataFrame]) -> Markdown:
-    """What `score.scores` returns of several systems, side by side; shares with their 95% intervals."""
-    columns = {name: [_value(row) for row in part.itertuples()] for name, part in found.items()}
+def scores(found: dict[str, pd.DataFrame], sign: str = "") -> Markdown:
+    """What `score.scores` returns of several systems, side by side; shares with their 95% intervals.
+
+    `scores({"exact match": pd.DataFrame(gains).T}, sign="+")` shows what `score.gain` returns.
+    """
+
+    def shown(row: tuple) -> str:
+        few = f"; {row.meanings:.0f} meanings" if row.meanings and row.meanings < FEW else ""
+        interval = f" ({row.low:{sign}.2f} to {row.high:{sign}.2f}{few})" if row.meanings else ""
+        return f"{row.value:{sign}.3f}{interval}"
+
+    columns = {name: list(map(shown, part.itertuples())) for name, part in found.items()}
     return table(pd.DataFrame(columns, index=next(iter(found.values())).index), index=True)
-
-
-def gains(found: dict[str, dict[str, float]]) -> Markdown:
-    """What `score.gain` returns of several pairs of systems, with 95% intervals."""
-    columns = {"more exact matches": [_value(row, "+") for row in pd.DataFrame(found).T.itertuples()]}
-    return table(pd.DataFrame(columns, index=pd.Index(found, name="of the same rows")), index=True)
-
-
-def _value(row: tuple, sign: str = "") -> str:
-    few = f", {row.meanings:.0f} meanings" if row.meanings < FEW else ""
-    interval = "" if pd.isna(row.low) else f" ({row.low:{sign}.2f} to {row.high:{sign}.2f}{few})"
-    return f"{row.value:{sign}.3f}{interval}"
 
 
 def by_attribute(found: pd.DataFrame) -> Markdown:
@@ -96,27 +95,29 @@ def by_attribute(found: pd.DataFrame) -> Markdown:
 
 def by_function(found: dict[str, pd.DataFrame]) -> Picture | Markdown:
     """Exact match (0 to 1) with its 95% interval for each function of the targets, a bar for each system."""
-    first = next(iter(found.values()))
-    if first.empty:
+    rows, meanings = (next(iter(found.values()))[column] for column in ("rows", "meanings"))
+    if rows.empty:
         return Markdown(NO_GRAMMAR)
     value, low, high = (
-        pd.DataFrame({n: f[c] for n, f in found.items()}) for c in ("exact match", "low", "high")
+        pd.DataFrame({name: frame[column] for name, frame in found.items()})
+        for column in ("exact match", "low", "high")
     )
-    value, low, high = (frame.loc[first.index] for frame in (value, low, high))
-    labels = [
-        f"{_cut(name, 40)} ({row.rows} rows, {row.meanings:.0f} meanings)".replace("$", r"\$")
-        for name, row in zip(first.index, first.itertuples(), strict=True)
-    ]
-    axes = plt.figure(figsize=(7, 1 + 0.55 * len(first)), layout="constrained").subplots()
-    errors = [[value[name] - low[name], high[name] - value[name]] for name in found]
-    colors = [VERMILLION, ORANGE, BLUE, GREEN]
-    style = {"ecolor": INK, "error_kw": {"elinewidth": 0.8}, "color": colors, "width": 0.8, "legend": False}
-    value.set_axis(labels).plot.barh(ax=axes, xerr=errors, **style)
+    said = [f"{name}: {', '.join(f'{f} {v:.2f}' for f, v in part.items())}" for name, part in value.items()]
+    labels = [f"{_cut(name, 40)} ({rows[name]} rows, {meanings[name]:.0f} meanings)" for name in value.index]
+    value.index = [label.replace("$", r"\$") for label in labels]  # no formulas
+    figure = plt.figure(figsize=(7, 1 + 0.55 * len(value)), layout="constrained")
+    axes = value.plot.barh(
+        ax=figure.subplots(),
+        width=0.8,
+        color=[VERMILLION, ORANGE, BLUE, GREEN],
+        xerr=[[value[name] - low[name].values, high[name].values - value[name]] for name in value],
+        error_kw={"elinewidth": 0.8, "ecolor": INK},
+        legend=False,
+    )
     axes.set(xlim=(0, 1.02), xlabel="exact match on the test rows, 95% interval", ylabel="")
     axes.invert_yaxis()
-    axes.figure.legend(loc="outside upper center", ncols=len(found))
-    said = [f"{n}: {', '.join(f'{f} {v:.2f}' for f, v in column.items())}" for n, column in value.items()]
-    return Picture(axes.figure, f"Exact match for each function, one bar for each system. {'; '.join(said)}.")
+    figure.legend(loc="outside upper center", ncols=len(found))
+    return Picture(figure, f"Exact match for each function, a bar for each system. {'; '.join(said)}.")
 
 
 def faults(path: str | Path) -> Markdown:
@@ -129,24 +130,23 @@ def faults(path: str | Path) -> Markdown:
 
 
 def table(frame: pd.DataFrame, index: bool = False, longest: int | None = None) -> Markdown:
-    """A table for a notebook, a repository's page and README.md alike. Labels of rows are plain text.
+    """A table for a notebook, a repository's page and README.md alike. Its labels are plain text.
 
-    With `longest`, cells are plain text too, and not Markdown, and are cut after so many characters.
+    With `longest`, cells are plain text too and not Markdown, and are cut after so many characters.
     """
-    if longest:
-        frame = frame.map(lambda cell: _plain(cell, longest) if isinstance(cell, str) else cell)
-    if index:
-        frame = frame.rename(index=lambda label: _plain(label, 80) if isinstance(label, str) else label)
-    return Markdown(frame.to_markdown(index=index, disable_numparse=True))
+    label = partial(_plain, longest=80)
+    cells = frame.map(_plain, longest=longest) if longest else frame
+    shown = cells.rename(index=label, columns=label)
+    return Markdown(shown.to_markdown(index=index, disable_numparse=True))
 
 
 def differences(found: pd.DataFrame, longest: int = 400) -> Markdown:
     """What `score.telling` returns, with what differs between target and answer in bold."""
-    rows = [
-        (row.kind, _plain(row.input, longest), *_bold(_cut(row.target, longest), _cut(row.answer, longest)))
-        for row in found.itertuples()
-    ]
-    return table(pd.DataFrame(rows, columns=["kind", "input", "target", "answer"], dtype=object))
+    shown = found.map(_cut, longest=longest)
+    sides = [_bold(row.target, row.answer) for row in shown.itertuples()]
+    shown["input"] = shown["input"].map(_escaped)
+    shown[["target", "answer"]] = pd.DataFrame(sides, index=shown.index, columns=range(2), dtype=object)
+    return table(shown)
 
 
 def _bold(target: str, answer: str) -> tuple[str, str]:
@@ -155,10 +155,12 @@ def _bold(target: str, answer: str) -> tuple[str, str]:
     left = right = ""
     matcher = difflib.SequenceMatcher(lambda text: text in ", ", a, b, autojunk=False)
     for change, a0, a1, b0, b1 in matcher.get_opcodes():
-        pieces = (_escaped("".join(a[a0:a1])), _escaped("".join(b[b0:b1])))
+        one, other = _escaped("".join(a[a0:a1])), _escaped("".join(b[b0:b1]))
         if change != "equal":
-            pieces = [re.sub(r"[^,\s](?:.*[^,\s])?", r"**\g<0>**", piece, count=1) for piece in pieces]
-        left, right = left + pieces[0], right + pieces[1]
+            one, other = (
+                re.sub(r"[^,\s](?:.*[^,\s])?", r"**\g<0>**", text, count=1) for text in (one, other)
+            )
+        left, right = left + one, right + other
     return left, right
 
 
@@ -168,13 +170,13 @@ def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[:longest].rstrip() + " …"
 
 
-def _plain(text: str, longest: int) -> str:
-    return _escaped(_cut(text, longest))
-
-
 def _escaped(text: str) -> str:
     """Text as Markdown that shows it as it is. An underscore within a word is not markup."""
-    return re.sub(r"[\\`*<>|$~]|\](?=\()|\b_|_\b", r"\\\g<0>", text)
+    return re.sub(r"[\\`*<>|$~&]|\](?=\()|\b_|_\b", r"\\\g<0>", text)
+
+
+def _plain(cell: Any, longest: int) -> Any:
+    return _escaped(_cut(cell, longest)) if isinstance(cell, str) else cell
 
 
 def profile(chosen: Profile) -> Markdown:
