@@ -108,8 +108,9 @@ def checked(result: Result) -> Result:
     metrics = result.metrics or {}
     if "mistake" in metrics:
         raise TutorialError(f"fine-tuning: {metrics['mistake']}; correct it and run again")
-    if metrics["steps"] != metrics["steps_planned"]:
-        raise TutorialError(f"fine-tuning: ended after {metrics['steps']} of {metrics['steps_planned']} steps")
+    done, planned = metrics["steps"], metrics["steps_planned"]
+    if done != planned:
+        raise TutorialError(f"fine-tuning: ended after {done} of {planned} steps")
     return result
 
 

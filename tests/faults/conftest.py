@@ -1,4 +1,4 @@
-"""Processes that are started to be hurt, and the file of what was seen: benchmarks/faults.json."""
+"""Processes that are started to be hurt, and the file of what was seen."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT
-from tutorial import results
+from tutorial import stage
 
 SMALL = {"TRAIN_ROWS": "32", "VAL_ROWS": "4", "TEST_ROWS": "8", "KILL_WORKER": "0", "DATA": "sample"}
 FOUND: list[dict] = []
@@ -115,7 +115,7 @@ def drive(start):
     """Start some cells of the notebook."""
 
     def drive(cells: list[str], **env: str) -> Run:
-        return start([sys.executable, "-m", "tests.drive", json.dumps(cells)], **env)
+        return start([sys.executable, "-m", "tests.cells", json.dumps(cells)], **env)
 
     return drive
 
@@ -145,4 +145,4 @@ def pytest_sessionfinish(session, exitstatus):
     if exitstatus == 0 and session.config.getoption("--faults-json"):
         files.append(Path(session.config.getoption("--faults-json")))
     for file in files:
-        results.write(file, {"stamp": results.stamp({}), "faults": FOUND})
+        stage.write(file, {"stamp": stage.stamp({}), "faults": FOUND})

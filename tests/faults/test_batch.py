@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests import drive as cells
+from tests import cells
 
 ROWS = 32
 # Files of four answers each, four answered at a time: the stage lasts long enough to be hurt half way.
@@ -15,7 +15,7 @@ BY_FOURS = """
 profile.processor["batch_size"] = profile.engine["max_num_seqs"] = 4
 task.max_tokens = 48
 """
-BATCH = [*cells.SET_UP, BY_FOURS, *cells.BATCH[len(cells.SET_UP) :]]
+BATCH = [*cells.SET_UP, BY_FOURS, *cells.PREPARE, *cells.ASK]
 POISON = """
 for number, bad in ((3, ""), (5, None), (9, "word " * 3000)):
     used["test"][number] = used["test"][number] | {"input": bad}
@@ -63,7 +63,7 @@ def test_a_job_that_is_killed_goes_on(drive, seen, tmp_path):
 @pytest.mark.faults
 def test_the_engine_is_killed_and_some_rows_are_poison(drive, seen, tmp_path):
     env = {"STORAGE": str(tmp_path), "RUN_NAME": "engine", "TEST_ROWS": str(ROWS)}
-    run = drive([*cells.SET_UP, POISON, *BATCH[len(cells.SET_UP) :], *cells.END], **env)
+    run = drive([*cells.SET_UP, BY_FOURS, *cells.PREPARE, POISON, *cells.ASK, *cells.END], **env)
     run.wait_for(lambda: done(tmp_path, "engine"))
     [engine] = run.processes("VLLM::EngineCore")
     known = done(tmp_path, "engine")

@@ -10,7 +10,7 @@ import pytest
 import requests
 from nbformat.v4 import new_code_cell
 
-from tests import drive as cells
+from tests import cells
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.faults
@@ -23,7 +23,16 @@ TINY = {
     "API_KEYS": KEY,
 }
 MAKE_RUN = [sys.executable, "-m", "tutorial.run"]
-SERVE = [*cells.SET_UP, "cell-10", *cells.UNTRAINED, "cell-26", "cell-32", "import time; time.sleep(600)"]
+SERVE = [
+    *cells.SET_UP,
+    *cells.PREPARE,
+    *cells.UNTRAINED,
+    "processor",
+    "questions",
+    "service",
+    "serve",
+    "import time; time.sleep(600)",
+]
 
 
 def served() -> bool:

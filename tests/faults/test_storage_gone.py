@@ -9,7 +9,7 @@ import boto3
 import pytest
 import yaml
 
-from tests import drive as cells
+from tests import cells
 from tests.conftest import ROOT
 from tutorial import storage
 
@@ -82,7 +82,7 @@ def test_while_training(drive, s3, seen, tmp_path):
 def test_while_answering(drive, s3, seen):
     server, env, client = s3
     by_fours = "profile.processor['batch_size'] = profile.engine['max_num_seqs'] = 4"
-    cells_ = [*cells.SET_UP, by_fours, *cells.BATCH[len(cells.SET_UP) :]]
+    cells_ = [*cells.SET_UP, by_fours, *cells.PREPARE, *cells.ASK]
     run = drive(cells_, RUN_NAME="gone", TEST_ROWS="32", **env)
     run.wait_for(lambda: files(client, "gone/answers/"))
     server.kill()

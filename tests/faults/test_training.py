@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import drive as cells
+from tests import cells
 
 pytestmark = pytest.mark.faults
 STEPS = 8  # 32 rows, two workers with two rows a step; a checkpoint after every second
@@ -86,11 +86,11 @@ def test_the_controller_is_killed_then_the_driver(drive, seen, storage):
     start = time.monotonic()
     line = run.end(1)
     assert line.startswith("TutorialError: fine-tuning: "), run.said()[-3000:]
-    assert line.endswith("RESUME=1 goes on from the last checkpoint")
+    assert line.endswith("RESUME=1 resumes from the last checkpoint")
     run.all_gone()
     assert "RUN_NAME=driver: " in drive(TRAIN, **env).end(1)
     changed = drive(TRAIN, RESUME="1", TRAIN_ROWS="28", **env)
-    assert "RESUME=1: data/train.jsonl was another in the run driver" in changed.end(1)
+    assert "RESUME=1: data/train.parquet was another in the run driver" in changed.end(1)
 
     second = drive(TRAIN, RESUME="1", **env)
     next_checkpoint(second, storage, "driver")
