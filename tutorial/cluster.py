@@ -1,6 +1,7 @@
-"""The Ray cluster: what it needs before it starts, whether it fits, and what it leaves behind."""
+"""The Ray cluster: what must be set before it starts, whether it answers and fits, what it leaves behind."""
 
 import contextlib
+import math
 import os
 import secrets
 import shutil
@@ -11,28 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tutorial import TutorialError
-from tutorial.settings import ROOT, Settings, export
+from tutorial.settings import ROOT, SUBMITTED, Settings, export
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Caches that libraries keep in the home folder, and where this project keeps them instead.
-CACHES = {
-    "HF_DATASETS_CACHE": "datasets",  # holds training rows
-    "VLLM_CACHE_ROOT": "vllm",
-    "MPLCONFIGDIR": "matplotlib",
-    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
-    "TRITON_CACHE_DIR": "triton",
-    "IPYTHONDIR": "ipython",
-}
-# Set by another launcher, these would have LLaMA-Factory start a second one in each of Ray Train's workers.
-LAUNCHERS = (
-    "USE_RAY",
-    "USE_MCA",
-    "USE_KT",
-    "FORCE_TORCHRUN",
-    "ACCELERATE_USE_FSDP",
-    "ACCELERATE_USE_DEEPSPEED",
-)
-ANSWER_S = 5  # that a cluster which is to be joined may take to answer
+# Caches that libraries would keep in the home folder. They are kept in this project's `.cache`.
+CACHES = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "MPLCONFIGDIR")
+CACHES += ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "IPYTHONDIR", "JUPYTER_CONFIG_DIR")
+# Switches of other launchers: LLaMA-Factory would start Ray or FSDP again inside Ray Train's workers.
+LAUNCHERS = ("USE_RAY", "USE_MCA", "USE_KT", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def prepare(env_file: Path = ROOT / ".env") -> None:
@@ -45,12 +32,7 @@ def prepare(env_file: Path = ROOT / ".env") -> None:
         TutorialError: Ray was imported before, and has read that there is no token; or `.env` is wrong.
     """
     export(env_file)
-    for name in ("NO_PROXY", "no_proxy"):
-        hosts = [host for host in os.environ.get(name, "").split(",") if host.strip()]
-        if "*" not in hosts:
-            os.environ[name] = ",".join(hosts + [host for host in LOOPBACK if host not in hosts])
-    for name, folder in CACHES.items():
-        os.environ.setdefault(name, str(ROOT / ".cache" / folder))
+    keep_local()
     if joins():
         return
     optimize_serve()
@@ -62,6 +44,18 @@ def prepare(env_file: Path = ROOT / ".env") -> None:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
+def keep_local() -> None:
+    """Keep caches in this project, and requests to this machine away from proxies."""
+    for name in CACHES:
+        os.environ.setdefault(name, str(ROOT / ".cache" / name.lower()))
+    upper, lower = os.environ.get("NO_PROXY"), os.environ.get("no_proxy")
+    # Programs differ in which of the two they read.
+    for name, value in {"NO_PROXY": upper or lower, "no_proxy": lower or upper}.items():
+        hosts = (value or "").split(",")
+        if "*" not in hosts:
+            os.environ[name] = ",".join(filter(None, dict.fromkeys([*hosts, *LOOPBACK])))
+
+
 def optimize_serve() -> None:
     """Have the Ray Serve that this process imports and starts save threads and messages, unless it is set."""
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
@@ -69,20 +63,66 @@ def optimize_serve() -> None:
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
 
 
+def _address_file() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+
+
 def joins() -> bool:
     """Whether `ray.init` will join a cluster that runs already, rather than start one here."""
-    started = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray", "ray_current_cluster")
-    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or started.is_file()
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or _address_file().is_file()
 
 
 def options() -> dict[str, Any]:
-    """What `ray.init` needs to start a cluster of this machine alone; nothing if it joins one."""
+    """What `ray.init` needs to start a cluster of this machine alone; nothing if it joins one.
+
+    Raises:
+        TutorialError: no Ray answers where it would join, or not to this user.
+    """
     if joins():
+        _refuse_silence()
         return {}
-    options = {"num_cpus": max(8, len(os.sched_getaffinity(0))), "include_dashboard": False}
+    # Eight at least: some processes wait for others, and Ray must let all of them start.
+    options = {"num_cpus": max(8, cores()), "include_dashboard": False}
     if version("torch").endswith("+cpu"):  # this environment's torch cannot use a GPU
         options["num_gpus"] = 0
     return options
+
+
+def cores(cgroup: Path = Path("/proc/self/cgroup")) -> int:
+    """Cores that this process may use, by its affinity and the quota of its cgroup (version 2)."""
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # there is no cgroup, or its quota is `max`
+        name = cgroup.read_text().rpartition("::/")[2].strip()
+        quota, period = Path("/sys/fs/cgroup", name, "cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return cores
+
+
+def _refuse_silence() -> None:
+    """Ask the cluster for a sign of life, by gRPC: `ray.init` waits for minutes if it is gone."""
+    import grpc
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    where = f"RAY_ADDRESS={address}"
+    if address in ("", "auto") and (file := _address_file()).is_file():
+        address = file.read_text().strip()
+        where = f"{file} ({address})"
+    if os.environ.get("RAY_USE_TLS") == "1" or address.startswith("anyscale:"):
+        return  # these need Ray's own client
+    method = "RayletDriver/ClusterInfo" if address.startswith("ray:") else "NodeInfoGcsService/CheckAlive"
+    token = os.environ.get("RAY_AUTH_TOKEN", "") if os.environ.get("RAY_AUTH_MODE") == "token" else None
+    with grpc.insecure_channel(address.removeprefix("ray://"), [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            call = channel.unary_unary(f"/ray.rpc.{method}")
+            call(b"", timeout=5, metadata=[("authorization", f"Bearer {token}")] if token else None)
+        except grpc.RpcError as error:
+            code = error.code().name
+            if code == "UNAUTHENTICATED" and token != "":  # "": in a file, for Ray to read
+                wants = "wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+                raise TutorialError(f"{where}: this Ray cluster {wants}") from None
+            if code not in ("UNAUTHENTICATED", "NOT_FOUND"):  # NOT_FOUND: of a client that is not connected
+                start = "set RAY_ADDRESS=local to start a cluster here"
+                raise TutorialError(f"{where}: no Ray cluster answers there; {start}") from None
 
 
 def runtime_env(env_vars: dict[str, str]) -> dict[str, Any]:
@@ -90,8 +130,8 @@ def runtime_env(env_vars: dict[str, str]) -> dict[str, Any]:
 
     A submitted job (`ray job submit --working-dir`) has its code already; Ray takes it from one side alone.
     """
-    code = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"working_dir": str(ROOT)}
-    return code | {"env_vars": {name: "0" for name in LAUNCHERS if name in os.environ} | env_vars}
+    code = {} if SUBMITTED in os.environ else {"working_dir": str(ROOT)}
+    return code | {"env_vars": dict.fromkeys(LAUNCHERS, "0") | env_vars}
 
 
 def check_fits(resources: dict[str, float], workers: int, each: dict[str, float]) -> None:
@@ -128,19 +168,18 @@ def all_see(config: Settings, nodes: list[dict]) -> bool:
 
 
 def session_folder() -> Path | None:
-    """Ray's folder of sockets and logs, if the cluster was started here; call it before `ray.shutdown`."""
+    """Ray's folder of sockets and logs, if the cluster was started here; ask before `ray.shutdown`."""
     import ray
 
-    if joins():
-        return None
-    return Path(ray.nodes()[0]["RayletSocketName"]).parents[1]
+    return None if joins() else Path(ray.nodes()[0]["RayletSocketName"]).parents[1]
 
 
 def delete_session(folder: Path | None) -> None:
-    """Delete what `session_folder` named, and the folder around it if nothing else is there."""
-    if folder is None:
+    """Delete what `session_folder` named, once Ray is shut down; and Ray's own folder, if that was all."""
+    if folder is None or not folder.name.startswith("session_"):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        (folder.parent / "session_latest").unlink()
+    with contextlib.suppress(OSError):  # another cluster's files are there
+        if not (latest := folder.parent / "session_latest").exists():
+            latest.unlink(missing_ok=True)
         folder.parent.rmdir()

@@ -1,19 +1,45 @@
-"""`make run`: execute README.ipynb into out/README.ipynb, saying on the way which stage it is in."""
+"""`make run`: execute README.ipynb into out/README.ipynb, saying on the way which stage it is in.
+
+Benchmarks and tests use single cells, by their ids: `define("train-loop")["train_loop"]`.
+"""
 
 import re
+import runpy
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-from docs import page
+from tutorial import cluster
 from tutorial.settings import ROOT
+
+README = ROOT / "README.ipynb"
+
+
+def cells() -> dict[str, str]:
+    """The source of each of README.ipynb's code cells, by the cell's id, in order."""
+    notebook = nbformat.read(README, as_version=4)
+    return {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def define(*ids: str, **names: Any) -> dict[str, Any]:
+    """Execute the cells with these ids among the given names; all names there are afterwards.
+
+    Raises:
+        KeyError: README.ipynb has no code cell with this id.
+    """
+    sources = cells()
+    names = {"__name__": "__main__"} | names  # what `__main__` defines goes to Ray's workers by value
+    for code in [compile(sources[each], f"README.ipynb, cell {each}", "exec") for each in ids]:
+        exec(code, names)  # noqa: S102  the project's own cells
+    return names
 
 
 def execute(notebook: nbformat.NotebookNode, on_cell_start: Callable[..., None] | None = None) -> None:
@@ -23,7 +49,9 @@ def execute(notebook: nbformat.NotebookNode, on_cell_start: Callable[..., None] 
     Raises:
         CellExecutionError: a cell failed.
     """
+    cluster.keep_local()  # the kernel's own folders too
     with tempfile.TemporaryDirectory() as sockets:
+        manager = {"transport": "ipc", "ip": f"{sockets}/kernel", "connection_file": f"{sockets}/kernel.json"}
         NotebookClient(
             notebook,
             timeout=None,
@@ -31,15 +59,17 @@ def execute(notebook: nbformat.NotebookNode, on_cell_start: Callable[..., None] 
             record_timing=False,
             resources={"metadata": {"path": str(ROOT)}},
             on_cell_start=on_cell_start,
-            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
+            config=Config({"KernelManager": manager}),
         ).execute()
 
 
 def main() -> None:
     """The notebook, stage by stage; a mistake in a setting ends it with one line."""
-    notebook = nbformat.read(ROOT / "README.ipynb", as_version=4)
+    notebook = nbformat.read(README, as_version=4)
     start = time.monotonic()
-    (ROOT / "out" / "README.json").unlink(missing_ok=True)  # a run that fails leaves nothing for `make page`
+    out = ROOT / "out" / README.name
+    figures = out.with_suffix(".json")
+    figures.unlink(missing_ok=True)  # a run that fails leaves nothing for `make page`
 
     def say_stage(cell, cell_index):
         heading = cell.source.splitlines()[0] if cell.source else ""
@@ -48,14 +78,15 @@ def main() -> None:
 
     try:
         execute(notebook, say_stage)
-        shutil.copy(ROOT / "out" / "results.json", ROOT / "out" / "README.json")  # `make test` writes others
-        page.fill_notebook(notebook, page.measured(ROOT / "out" / "README.json"))
+        shutil.copy(out.with_name("results.json"), figures)  # `make test` writes another results.json
+        if (page := ROOT / "docs" / "page.py").is_file():  # a job may come without docs/
+            made = runpy.run_path(str(page))
+            made["fill_notebook"](notebook, made["measured"](figures))
     except CellExecutionError as error:
         if error.ename == "TutorialError":
             sys.exit(f"{error.ename}: {error.evalue}")
         raise
     finally:
-        out = ROOT / "out" / "README.ipynb"
         out.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, out)
     print(f"[{time.monotonic() - start:4.0f} s] done: out/README.ipynb, and its figures in out/results.json")

@@ -19,6 +19,7 @@ from tutorial import TutorialError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 ANYSCALE_SHARED = Path("/mnt/cluster_storage")
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in a job that was submitted to a Ray cluster
 # Variables of other programs begin with these: AWS_PROFILE is no misspelt PROFILE.
 OTHERS = ("AWS_", "AZURE_", "GOOGLE_", "HF_", "RAY_", "VLLM_", "WANDB_")
 
@@ -117,7 +118,7 @@ class Settings(BaseSettings):
     @staticmethod
     def sample_allowed(profile: Profile) -> bool:
         """Whether synthetic rows may replace a source that cannot be reached: on a CPU, not in a job."""
-        return profile.name == "cpu" and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
+        return profile.name == "cpu" and SUBMITTED not in os.environ
 
     def choose_profile(self, resources: dict[str, float]) -> Profile:
         """The profile that `PROFILE` names, else the one that fits `ray.cluster_resources()`."""
