@@ -3,16 +3,25 @@ import gzip
 import http.server
 import io
 import json
+import socket
 import threading
 import time
 import tracemalloc
+from contextlib import contextmanager
 
 import boto3
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from tutorial import TutorialError, data, sample, storage, task
+from tutorial import TutorialError, data, tasks
+from tutorial.files import Place
+from tutorial.s3server import S3Server
 
-VIGGO = task.load("viggo")
+VIGGO = tasks.load("viggo")
+PLAIN = tasks.Task(columns={"prompt": "q", "response": "a"}, system_prompt="Answer.")
+SAMPLE = data.load(VIGGO, "sample")
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 GOOD = {"instruction": "Say it.", "input": "Is it fun?", "output": "request(specifier[fun])"}
 
@@ -25,38 +34,69 @@ def without(column):
     return {key: value for key, value in GOOD.items() if key != column}
 
 
-def read(content, rejected=None):
-    return list(data.parse(io.BytesIO(content), "train.jsonl", VIGGO, rejected))
+def read(content, rejected=None, task=VIGGO):
+    stream = io.BufferedReader(io.BytesIO(content), data.BUFFER)
+    return list(data.parse(stream, "train.jsonl", task, rejected))
 
 
-def one_line_error(message, call, *arguments):
+def one_line_error(message, call, *arguments, **options):
     with pytest.raises(TutorialError) as error:
-        call(*arguments)
+        call(*arguments, **options)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
+    return str(error.value)
 
 
 def few(folder):
     """Three rows of each split, and the folder with their files."""
-    rows = {split: part[:3] for split, part in sample.rows().items()}
-    data.write(rows, folder)
+    rows = {split: part[:3] for split, part in SAMPLE.items()}
+    folder.mkdir(exist_ok=True)
+    for split, part in rows.items():
+        (folder / f"{split}.jsonl").write_bytes(lines(*part) + b"\n")
     return rows
 
 
 def load(source, **options):
-    """What `data.load` reads, as lists."""
-    return {split: list(part) for split, part in data.load(VIGGO, str(source), **options).items()}
+    return data.load(VIGGO, str(source), **options)
+
+
+@contextmanager
+def serving(handler):
+    """An HTTP server on a port of its own."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture
 def website(tmp_path):
     """An HTTP server of the files in `tmp_path`."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)) as address:
+        yield address
+
+
+def answering(status, body=b""):
+    """An HTTP server that answers everything alike."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    return serving(Handler)
+
+
+@pytest.fixture
+def s3():
+    """An S3 server that plays the user's, of whom this process's environment says nothing."""
+    server = S3Server()
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.mark.parametrize(
@@ -68,13 +108,25 @@ def website(tmp_path):
             "train.jsonl, line 2: not JSON (Unterminated string starting at: column 61); the file ends here",
         ),
         (lines(GOOD) + b"\n\n{}", "train.jsonl, line 3: column 'instruction'"),
-        (lines(GOOD, without("input")), "train.jsonl, line 2: column 'input'"),
+        (
+            lines(GOOD, without("input")),
+            "train.jsonl, line 2: column 'input': it is missing; there are 'instr",
+        ),
         (lines(GOOD, without("output")), "train.jsonl, line 2: column 'output'"),
         (lines(GOOD, GOOD | {"output": " "}), "train.jsonl, line 2: column 'output': a text is needed"),
-        (lines(GOOD, GOOD | {"input": 7}), "train.jsonl, line 2: column 'input'"),
+        (lines(GOOD, GOOD | {"input": 7}), "train.jsonl, line 2: column 'input': a text is needed"),
+        (lines(GOOD, GOOD | {"input": None}), "train.jsonl, line 2: column 'input': a text is needed"),
+        (lines(GOOD, GOOD | {"input": True}), "train.jsonl, line 2: column 'input': a text is needed"),
         (lines(GOOD, GOOD | {"input": [7] * 10**6}), "train.jsonl, line 2: column 'input'"),
+        (lines(GOOD, GOOD | {"input": float("nan")}), "train.jsonl, line 2: column 'input': nan is not JSON"),
+        (lines(GOOD, GOOD | {"score": float("inf")}), "train.jsonl, line 2: column 'score': inf is not JSON"),
+        (
+            lines(GOOD) + b'\n{"input": "no", ' + lines(GOOD)[1:],
+            "train.jsonl, line 2: column 'input': it is given twice",
+        ),
         (lines(GOOD, GOOD | {"input": "\ud83d"}), "train.jsonl, line 2: column 'input': half of a surrogate"),
-        (lines(GOOD, ["a", "list"]), "train.jsonl, line 2: "),
+        (lines(GOOD, ["a", "list"]), "train.jsonl, line 2: an object with columns is needed"),
+        (lines(GOOD, None), "train.jsonl, line 2: an object with columns is needed"),
         (
             lines(GOOD, GOOD | {"output": "request(fun)"}),
             "train.jsonl, line 2: column 'output': column 9: attribute[value] expected",
@@ -85,10 +137,13 @@ def website(tmp_path):
         ),
         (lines(GOOD | {"output": "a" * 10**6 + "(name[])"}), "train.jsonl, line 1: column 'output': unknown"),
         (
+            lines(GOOD | {"output": f"inform(name[{'a' * 81}])"}),
+            "train.jsonl, line 1: column 'output': attribute 'name' has 81 characters, meaning.longest is 80",
+        ),
+        (
             lines(GOOD) + b"\n\xff\xfe\n",
             "train.jsonl, line 2: not UTF-8 (invalid start byte, byte 1); mend it",
         ),
-        (json.dumps(GOOD).encode("utf-16"), "train.jsonl, line 1: not UTF-8"),
         (lines(GOOD) + b"\n" + b"[" * 10**6, "train.jsonl, line 2: not JSON that can be read"),
         (lines(GOOD) + b"\n" + b" " * (2**26 + 9) + b"{}", "train.jsonl, line 2: longer than 64 MiB"),
         (b"", "train.jsonl: the split is empty"),
@@ -101,6 +156,65 @@ def test_bad_input_is_named_in_one_line(content, message):
     one_line_error(message, read, content)
 
 
+def parquet():
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([GOOD] * 3), sink)
+    return sink.getvalue()
+
+
+ARRAY = b"[\n" + lines(GOOD, GOOD, GOOD).replace(b"\n", b",\n") + b"\n]\n"  # its last element is a row
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (ARRAY, "a JSON array"),
+        (b"\xef\xbb\xbf\r\n " + ARRAY, "a JSON array"),
+        (json.dumps([GOOD] * 3).encode(), "a JSON array"),
+        (b'{"data": ' + ARRAY + b"}", "JSON with objects over several lines"),
+        (lines(GOOD, GOOD, GOOD).replace(b"\n", b",\n"), "JSON with objects over several lines or commas"),
+        (json.dumps(GOOD, indent=2).encode(), "JSON with objects over several lines"),
+        (b"instruction,input,output\na,b,c\n", "a table such as CSV"),
+        (b'"instruction";"input";"output"\r\n"{a}";"b";"c"\r\n', "a table such as CSV"),
+        (b"input\toutput\n", "a table such as CSV"),
+        (b"- input: a\n  output: b\n", "not JSON"),
+        (b"Not found", "not JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:7\nsize 9\n", "not JSON"),
+        (parquet(), "a Parquet file"),
+        (b"PK\x03\x04" + bytes(99), "a zip archive or an Excel file"),
+        (b"<!DOCTYPE html>\n<html><body>Log in</body></html>", "an HTML or XML page"),
+        (b'\n<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an HTML or XML page"),
+        (lines(GOOD).decode().encode("utf-16"), "UTF-16"),
+        (lines(GOOD).decode().encode("utf-16-le"), "UTF-16"),
+        (lines(GOOD).decode().encode("utf-16-be"), "UTF-16"),
+        (gzip.compress(lines(GOOD)), "compressed twice, or not with gzip"),
+        (b"BZh91AY&SY", "compressed twice, or not with gzip"),
+        (b"\x28\xb5\x2f\xfd\x04", "compressed twice, or not with gzip"),
+    ],
+)
+def test_a_file_of_another_shape_is_named_as_a_whole(content, name, tmp_path):
+    """Also if bad rows may be set aside: none of its lines is a row."""
+    rejected = tmp_path / "rejected.jsonl"
+    for aside in (None, rejected):
+        said = one_line_error(f"train.jsonl: this is {name}", read, content, aside)
+        assert 'DATA takes JSON lines, one object a line: {"instruction": "...", "input"' in said
+    assert not rejected.exists()
+
+
+def test_the_shape_is_told_behind_gzip_and_over_the_web(tmp_path, website):
+    few(tmp_path)
+    (tmp_path / "val.jsonl").write_bytes(gzip.compress(ARRAY))
+    for source in (tmp_path, website):
+        one_line_error("val.jsonl: this is a JSON array", load, source, rejected=tmp_path / "rejected.jsonl")
+    with answering(200, b"<html>Please log in</html>") as address:
+        one_line_error("train.jsonl: this is an HTML or XML page", load, address)
+
+
+def test_a_first_row_that_is_bad_is_a_bad_row(tmp_path):
+    for bad in (b"oops", b"{oops}", b'{"input": "caf\xe9"}', b"7", b'"a text, with a comma"'):
+        assert read(bad + b"\n" + lines(GOOD, GOOD), tmp_path / "rejected.jsonl") == [GOOD, GOOD]
+
+
 def test_byte_order_mark_crlf_and_line_separators_are_accepted():
     odd = GOOD | {"input": "one\u2028line"}  # a line separator to Python's splitlines, not to JSON lines
     content = lines(GOOD) + b"\r\n" + json.dumps(odd, ensure_ascii=False).encode() + b"\r\n"
@@ -110,6 +224,13 @@ def test_byte_order_mark_crlf_and_line_separators_are_accepted():
 def test_a_line_of_many_megabytes_is_a_row():
     long = GOOD | {"input": "word " * 4 * 2**20}
     assert read(lines(GOOD, long, GOOD)) == [GOOD, long, GOOD]
+    assert read(lines(long)) == [long]
+
+
+def test_other_columns_are_passed_over():
+    assert read(lines({"q": "one", "a": "two", "instruction": 7, "score": [0.5]}), task=PLAIN) == [
+        {"instruction": "Answer.", "input": "one", "output": "two"}
+    ]
 
 
 def test_bad_rows_are_set_aside_and_counted(tmp_path, capsys):
@@ -133,7 +254,10 @@ def test_bad_rows_are_set_aside_and_counted(tmp_path, capsys):
     assert [row["text"] for row in found[:2]] == ["{not json}", '{"input": "caf\\xe9"}']
     assert json.loads(found[3]["text"]) == without("output")
 
-    assert data.load(VIGGO, "sample", rejected) == sample.rows()
+    load(tmp_path, rejected=rejected, counts={"train": 2})
+    assert capsys.readouterr().out == said
+
+    assert data.load(VIGGO, "sample", rejected) == SAMPLE
     assert not rejected.exists()
     assert not capsys.readouterr().out
 
@@ -164,27 +288,42 @@ def test_gzip_is_read_under_either_name(tmp_path, name):
     one_line_error(f"{name}, line 2: column", load, tmp_path)
 
 
-def test_a_folder_is_read_and_a_missing_file_is_named(tmp_path):
-    rows = few(tmp_path)
-    assert load(tmp_path) == rows
-    (tmp_path / "val.jsonl").unlink()
-    path = tmp_path / "val.jsonl"
-    message = f"DATA: {path} cannot be read ([Errno 2] No such file or directory: '{path}')"
-    one_line_error(message, load, tmp_path)
+@pytest.mark.parametrize("name", ["rows", "my rows", "Größe #1?", "100% = a+b"])
+def test_a_folder_is_read_and_a_missing_file_is_named(tmp_path, name):
+    folder = tmp_path / name
+    rows = few(folder)
+    assert load(folder) == load(f"{folder}/") == rows
+    (folder / "val.jsonl").unlink()
+    said = one_line_error(f"DATA: {folder}/val.jsonl cannot be read (", load, folder)
+    assert "No such file or directory" in said
 
 
 def test_a_website_is_read_and_a_missing_file_is_named(website, tmp_path):
     rows = few(tmp_path)
-    assert load(website) == rows
+    assert load(website) == load(f"{website}/?signature=secret") == rows
     val = tmp_path / "val.jsonl"
     (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress(val.read_bytes()))
     val.unlink()
     assert load(website) == rows
     (tmp_path / "val.jsonl.gz").unlink()
-    one_line_error(f"DATA: {website}/val.jsonl cannot be read (404", load, website)
+    said = one_line_error(f"DATA: {website}/val.jsonl cannot be read (404", load, f"{website}?key=secret")
+    assert "secret" not in said
+    one_line_error(f"DATA={website}/team: an address cannot hold", load, f"{website}/team#1")
 
 
-def test_a_download_that_breaks_off_is_an_error(tmp_path):
+@pytest.mark.parametrize(
+    "address", ["hf://datasets/mine", "abfss://a@b/c", "ftp://a/b", "s3:/a/b", "HTTP://a"]
+)
+def test_an_address_that_cannot_be_read_is_told_in_one_line(address):
+    one_line_error(f"DATA={address.split('@')[0][:5]}", load, address)
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://", "https://.example.com", "http://a b"])
+def test_an_address_that_is_none_is_told_in_one_line(address):
+    one_line_error(f"DATA: {address.rstrip('/')[:6]}", load, address)
+
+
+def test_a_download_that_breaks_off_is_an_error():
     """A server that promises more than it sends: what came is whole lines, and would pass for the file."""
 
     class BreaksOff(http.server.BaseHTTPRequestHandler):
@@ -194,56 +333,59 @@ def test_a_download_that_breaks_off_is_an_error(tmp_path):
             self.end_headers()
             self.wfile.write(lines(GOOD) + b"\n")
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), BreaksOff) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
+    with serving(BreaksOff) as address:
         one_line_error(f"DATA: {address}/train.jsonl cannot be read (", load, address)
-        server.shutdown()
+        task = VIGGO.model_copy(update={"source": address})
+        one_line_error(f"DATA: {address}/train.jsonl cannot be read (", data.load, task)
 
 
-def test_an_s3_address_is_read(store, tmp_path):
-    rows = few(tmp_path)
-    (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress((tmp_path / "val.jsonl").read_bytes()))
-    files = ["train.jsonl", "val.jsonl.gz", "test.jsonl"]
-    assert load(store.publish(tmp_path, "rows", files)) == rows
-    uri = store.publish(tmp_path, "two", files[:2])
-    one_line_error(f"DATA: {uri}/test.jsonl cannot be read (", load, uri)
-
-
-def test_a_bucket_of_the_users_own_is_read_beside_the_runs_server(store, tmp_path):
-    """`store` plays the user's S3: its keys stand in the environment when the second server starts."""
-    boto3.client("s3").create_bucket(Bucket="rows")
-    rows = few(tmp_path)
-    storage.fetch(str(tmp_path), "s3://rows/mine")
-    run = storage.Storage.open(None, "viggo-2")
-    try:
-        assert load("s3://rows/mine") == rows
-    finally:
-        run.close()
-    assert load("s3://rows/mine") == rows  # and so when it has stopped
+@pytest.mark.parametrize("way", ["environment", "profile"])
+def test_a_private_bucket_is_read_with_the_users_credentials(s3, way, tmp_path, monkeypatch):
+    """Of a bucket called like that of a run's own server, too."""
+    rows = few(tmp_path / "rows")
+    (tmp_path / "rows" / "val.jsonl.gz").write_bytes(gzip.compress(lines(*rows["val"])))
+    (tmp_path / "rows" / "val.jsonl").unlink()
+    if way == "environment":
+        settings = s3.address() | s3.keys
+    else:
+        key, secret = s3.keys.values()
+        (tmp_path / "config").write_text(
+            f"[profile mine]\nregion = us-east-1\nendpoint_url = {s3.endpoint}\n"
+            f"aws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+        )
+        settings = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": "mine"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    boto3.Session().client("s3").create_bucket(Bucket="rows")
+    for address in ("s3://tutorial/mine", "s3://rows/my rows"):
+        Place.of(str(tmp_path / "rows")).copy_to(Place.of(address))
+        assert load(address) == rows
+    (s3.place() / "mine" / "test.jsonl").delete()
+    one_line_error("DATA: s3://tutorial/mine/test.jsonl cannot be read (", load, "s3://tutorial/mine")
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["folder", "gzip", "website", "s3"])
-def test_a_large_file_is_read_in_little_memory(tmp_path, website, store, kind):
+def test_a_large_file_is_read_in_little_memory(tmp_path, website, s3, kind, monkeypatch):
     """1 GB in a folder, 200 MB elsewhere, in rows of 20 kB: read, and drawn from."""
     count = 50_000 if kind == "folder" else 10_000
     few(tmp_path)
     row = json.dumps(GOOD | {"input": "word " * 4000}).encode() + b"\n"
     target = tmp_path / ("train.jsonl.gz" if kind == "gzip" else "train.jsonl")
-    target.unlink(missing_ok=True)
-    (tmp_path / "train.jsonl").unlink(missing_ok=True)
+    (tmp_path / "train.jsonl").unlink()
     with gzip.open(target, "wb", compresslevel=1) if kind == "gzip" else target.open("wb") as file:
         for _ in range(count):
             file.write(row)
-    source = {"website": website, "s3": store.uri("large")}.get(kind, str(tmp_path))
+    source = website if kind == "website" else str(tmp_path)
     if kind == "s3":
-        store.publish(tmp_path, "large", ["train.jsonl", "val.jsonl", "test.jsonl"])
+        for name, value in (s3.address() | s3.keys).items():
+            monkeypatch.setenv(name, value)
+        Place.of(str(tmp_path)).copy_to(s3.place() / "large")
+        source = "s3://tutorial/large"
     tracemalloc.start()
     try:
-        rows = data.load(VIGGO, source)
-        assert len(rows["train"]) == count
-        assert len(data.pick(rows["train"], 100, seed=0)) == 100
+        rows = data.load(VIGGO, source, counts={"train": 100})
+        assert (len(rows["train"]), rows["train"].read) == (100, count)
         assert tracemalloc.get_traced_memory()[1] < 40e6
     finally:
         tracemalloc.stop()
@@ -261,35 +403,110 @@ def test_rows_that_stand_in_two_splits_are_counted():
     )
 
 
-def test_spooled_rows_are_a_sequence():
-    rows = [GOOD | {"input": f"\u00e9{number}"} for number in range(9)]
-    spooled = data.SpooledRows(iter(rows))
-    assert list(spooled) == rows
-    assert spooled[-1] == rows[-1]
-    assert spooled[2:9:3] == rows[2:9:3]
-    assert data.pick(spooled, 4, seed=3) == data.pick(rows, 4, seed=3)
+def silent():
+    """The address of a server that takes connections and never answers."""
+    server = socket.create_server(("127.0.0.1", 0))
+    return server, f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_the_sample_stands_in_for_an_unreachable_bucket(capsys):
+@pytest.mark.parametrize("kind", ["no connection", "no host", "no answer"])
+def test_the_sample_stands_in_for_a_source_that_cannot_be_reached(kind, capsys, tmp_path):
+    server, address = silent()
+    source = {"no connection": NOWHERE, "no host": "http://rows.invalid", "no answer": address}[kind]
+    task = VIGGO.model_copy(update={"source": source})
+    rejected = tmp_path / "rejected.jsonl"
+    rejected.write_text("of an earlier run\n")
     start = time.monotonic()
-    assert data.load(VIGGO.model_copy(update={"source": NOWHERE})) == sample.rows()
+    assert data.load(task, rejected=rejected) == SAMPLE
     assert time.monotonic() - start < 10
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert "using the embedded sample" in said
+    assert not rejected.exists()
+    server.close()
 
 
-def test_an_unreachable_source_that_was_asked_for_is_an_error():
-    with pytest.raises(TutorialError, match=r"DATA: http://127\.0\.0\.1:9/train\.jsonl cannot be read"):
-        data.load(VIGGO, NOWHERE)
+def test_no_sample_stands_in_unless_it_may():
+    task = VIGGO.model_copy(update={"source": NOWHERE})
+    assert len(data.load(task, counts={"train": 9})["train"]) == 9
+    message = f"DATA: {NOWHERE}/train.jsonl cannot be read ("
+    one_line_error(message, data.load, task, sample_allowed=False)
+    one_line_error(message, data.load, task, NOWHERE)
+    one_line_error(message, data.load, task.model_copy(update={"sample": None}))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
+def test_a_source_that_answers_is_never_replaced_by_the_sample(status, capsys):
+    with answering(status) as address:
+        task = VIGGO.model_copy(update={"source": address})
+        one_line_error(f"DATA: {address}/train.jsonl cannot be read ({status}", data.load, task)
+    assert not capsys.readouterr().out
+
+
+def test_a_source_that_goes_away_is_not_replaced_by_the_sample(tmp_path):
+    """Neither is a source whose certificate is refused: something answered."""
+    few(tmp_path)
+
+    class Once(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if "train" in self.path:
+                super().do_GET()
+            else:
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+    with serving(functools.partial(Once, directory=tmp_path)) as address:
+        task = VIGGO.model_copy(update={"source": address})
+        one_line_error(f"DATA: {address}/val.jsonl cannot be read (", data.load, task)
+        secure = VIGGO.model_copy(update={"source": address.replace("http", "https")})
+        one_line_error(f"DATA: {secure.source}/train.jsonl cannot be read (", data.load, secure)
 
 
 def test_rows_are_drawn_at_random_by_seed():
-    rows = sample.rows()["train"]
+    rows = SAMPLE["train"]
     drawn = data.pick(rows, 50, seed=1)
-    assert drawn == data.pick(rows, 50, seed=1)
+    assert drawn == data.pick(iter(rows), 50, seed=1)
     assert drawn != data.pick(rows, 50, seed=2)
     assert drawn != rows[:50]
     key = json.dumps
+    assert len({key(row) for row in drawn}) == 50
     assert sorted(data.pick(rows, None, seed=1), key=key) == sorted(rows, key=key)
     assert data.pick(rows, 10**6, seed=1) == data.pick(rows, None, seed=1) != rows
+    assert data.load(VIGGO, "sample", counts={"train": 50}, seed=1)["train"] == drawn
+    assert (len(drawn), drawn.read) == (50, len(rows))
+
+
+def test_each_row_is_drawn_as_often_as_another():
+    drawn = [row for seed in range(2000) for row in data.pick(range(10), 3, seed)]
+    counts = [drawn.count(row) for row in range(10)]
+    assert min(counts) > 520  # 600 expected, 3.9 standard deviations
+    assert max(counts) < 680
+    firsts = [data.pick(range(10), 3, seed)[0] for seed in range(2000)]
+    assert max(firsts.count(row) for row in range(10)) < 260  # 200 expected
+
+
+TYPED = ["2024-01-31", "007", "true", "1e5", "null", "NaN", "None", "N/A", "12:30", "{}", "[]", "-", "0x1F"]
+
+
+@pytest.mark.parametrize("answers", [*([text] for text in TYPED), TYPED], ids=lambda answers: answers[0])
+def test_texts_that_look_like_other_types_survive_llamafactorys_reader(answers, tmp_path):
+    rows = [{"instruction": "", "input": f"Is it {text}?", "output": text} for text in answers]
+    files = data.write({"train": rows, "val": rows[:1]}, tmp_path)
+    assert files == ["train.parquet", "val.parquet", "dataset_info.json"]
+    assert sorted(files) == sorted(path.name for path in tmp_path.iterdir())
+    info = json.loads((tmp_path / "dataset_info.json").read_text())
+    assert info["train"]["columns"] == {"system": "instruction", "prompt": "input", "response": "output"}
+    read = datasets.load_dataset(  # as llamafactory.data.loader does
+        path="parquet",
+        data_files=[str(tmp_path / info["train"]["file_name"])],
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert read.to_list() == rows
+
+
+def test_other_columns_are_told_to_llamafactory(tmp_path):
+    data.write({"train": [{"q": "one", "a": "two"}]}, tmp_path, {"prompt": "q", "response": "a"})
+    assert json.loads((tmp_path / "dataset_info.json").read_text()) == {
+        "train": {"file_name": "train.parquet", "columns": {"prompt": "q", "response": "a"}}
+    }
+    assert pyarrow.parquet.read_table(tmp_path / "train.parquet").to_pylist() == [{"q": "one", "a": "two"}]

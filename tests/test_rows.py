@@ -1,11 +1,17 @@
 import hashlib
 import json
 import re
+import runpy
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
-from tutorial import sample
+from tests.conftest import ROOT
+
+sample, trains = (
+    SimpleNamespace(**runpy.run_path(str(ROOT / "tasks" / f"{name}_rows.py"))) for name in ("viggo", "trains")
+)
 
 
 def function(row):
@@ -23,12 +29,24 @@ def test_sizes_and_distinct_sentences():
         assert len({row["input"] for row in part}) == len(part)
 
 
-def test_the_same_on_every_machine():
-    """Also on every Python: the hash is of the rows, not of this process."""
-    text = json.dumps(sample.rows(), sort_keys=True)
-    known = "d3fb65491af1c30ddc988ad1edb3c817481fc19567c08588a57b0a6144bc5d16"  # pragma: allowlist secret
-    assert hashlib.sha256(text.encode()).hexdigest() == known
-    assert sample.rows(seed=1) != sample.rows(seed=0)
+@pytest.mark.parametrize(
+    ("module", "known"),
+    [
+        (
+            sample,
+            "df26294786e639753c12fe1217afbee57f9a3a93602a697afc01280ecdf397b4",
+        ),  # pragma: allowlist secret
+        (
+            trains,
+            "293a0019c46ded7b67907d78e10f9127b395c786110e958a575a08571ed5801a",
+        ),  # pragma: allowlist secret
+    ],
+    ids=["viggo", "trains"],
+)
+def test_the_same_on_every_machine(module, known):
+    """Also on every Python: the hash is of the rows and their order, not of this process."""
+    assert hashlib.sha256(json.dumps(module.rows()).encode()).hexdigest() == known
+    assert module.rows(seed=1) != module.rows(seed=0) == module.rows()
 
 
 def test_nine_functions_in_viggos_proportions_and_fourteen_attributes():
@@ -64,3 +82,15 @@ def test_test_games_are_unseen():
     assert not names["val"] & names["train"]
     for name in names["test"]:
         assert not any(name in row["input"] for row in rows["train"])
+
+
+def test_the_second_task_has_its_own_columns_and_unseen_cities():
+    rows = trains.rows()
+    assert {split: len(part) for split, part in rows.items()} == trains.SIZES
+    assert set(rows["train"][0]) == {"request", "call"}
+    cities = {
+        split: {city for row in part for city in re.findall(r"(?:from|to)\[(.*?)\]", row["call"])}
+        for split, part in rows.items()
+    }
+    assert not cities["test"] & (cities["train"] | cities["val"])
+    assert len({row["request"] for row in rows["train"]}) == len(rows["train"])

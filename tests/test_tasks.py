@@ -1,57 +1,56 @@
-import importlib
-import io
-import re
-
 import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tutorial import TutorialError, data, settings, task
+from tutorial import TutorialError, data, settings, tasks
 from tutorial.meaning import check, parse
 
 NAMES = sorted(path.stem for path in (ROOT / "tasks").glob("*.yaml"))
 GOOD = {"columns": {"prompt": "q", "response": "a"}, "system_prompt": "Answer."}
+ROWS = (
+    "def rows(seed):\n    return {s: [{'q': f'{s} {seed}', 'a': 'yes'}] for s in ('train', 'val', 'test')}\n"
+)
+
+
+def mine(folder, change=(), rows=None):
+    """The path of a reader's own task, with its generator beside it."""
+    (folder / "mine.yaml").write_text(yaml.safe_dump(GOOD | dict(change)))
+    if rows is not None:
+        (folder / "mine_rows.py").write_text(rows)
+    return str(folder / "mine.yaml")
+
+
+def refused(message, call, *arguments):
+    with pytest.raises(TutorialError) as error:
+        call(*arguments)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+    return str(error.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_and_its_sample_fit(name):
-    loaded = task.load(name)
-    module = importlib.import_module(loaded.sample)
-    rows = module.rows()
-    assert rows == module.rows(seed=0) != module.rows(seed=1)
-    assert {split: len(part) for split, part in rows.items()} == module.SIZES
-    for part in data.load(loaded, "sample").values():
+    task = tasks.load(name)
+    assert task.name == name
+    for part in data.load(task, "sample").values():
         for row in part:
-            check(parse(row["output"]), loaded.meaning)
+            check(parse(row["output"]), task.meaning)
             assert len(row["instruction"]) > 0
 
 
-def test_the_second_task_has_its_own_columns_and_unseen_names():
-    rows = importlib.import_module(task.load("trains").sample).rows()
-    assert set(rows["train"][0]) == {"request", "call"}
-    named = {
-        s: {c for r in part for c in re.findall(r"(?:from|to)\[(.*?)\]", r["call"])}
-        for s, part in rows.items()
-    }
-    assert not named["test"] & (named["train"] | named["val"])
-    assert len({row["request"] for row in rows["train"]}) == len(rows["train"])
-
-
-def test_columns_and_system_prompt_become_the_turns(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(GOOD))
-    line = io.BytesIO(b'{"q": "one", "a": "two", "more": 3}')
-    [row] = data.parse(line, "train.jsonl", task.load(str(path)))
-    assert row == {"instruction": "Answer.", "input": "one", "output": "two"}
-    roles = [(turn["role"], turn["content"]) for turn in data.messages(row, [{"input": "x", "output": "y"}])]
-    assert roles == [("system", "Answer."), ("user", "x"), ("assistant", "y"), ("user", "one")]
+def test_a_task_of_ones_own_brings_its_rows(tmp_path, monkeypatch):
+    path = mine(tmp_path, {"sample": "mine_rows.py"}, ROWS)
+    monkeypatch.chdir("/")
+    task = tasks.load(path)
+    assert (task.name, tasks.load(f"{tmp_path}/../{tmp_path.name}/mine.yaml").name) == ("mine", "mine")
+    assert data.load(task)["val"] == [{"instruction": "Answer.", "input": "val 0", "output": "yes"}]
 
 
 def test_a_task_without_rows_of_its_own(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(GOOD))
-    with pytest.raises(TutorialError, match=r"^DATA: the task 'mine' has no sample of its own; set DATA$"):
-        data.load(task.load(str(path)))
+    task = tasks.load(mine(tmp_path))
+    assert task.sample_rows() is None
+    refused("DATA: the task 'mine' has no sample of its own; set DATA", data.load, task)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +58,18 @@ def test_a_task_without_rows_of_its_own(tmp_path):
     [
         ({"colums": {}}, "mine.yaml: colums: Extra inputs are not permitted"),
         ({"columns": {"prompt": "q"}}, "mine.yaml: columns.response: Field required"),
-        ({"system_prompt": None}, "mine.yaml: task: Value error, set either system_prompt or columns.system"),
+        ({"system_prompt": None}, "mine.yaml: set either system_prompt or columns.system"),
         ({"few_shot": 0}, "mine.yaml: few_shot: Input should be greater than 0"),
+        ({"name": "other"}, "mine.yaml: name: Extra inputs are not permitted"),
+        ({1: "one"}, "mine.yaml: line 5: the key 1 is no text"),
+        (
+            {"columns": {"prompt": "q", "response": "a", 7: "b"}},
+            "mine.yaml: line 4: the key 7 is no text",
+        ),
+        ({"source": 7}, "mine.yaml: source: Input should be a valid string"),
+        ({"expected": {"dev": 7}}, "mine.yaml: expected.dev"),
+        ({"sample": "no_rows.py"}, "mine.yaml: sample: there is no file no_rows.py beside it"),
+        ({"sample": "tutorial.sample"}, "mine.yaml: sample: String should match pattern"),
         (
             {"meaning": {"functions": [], "attributes": {"a": "text"}}},
             "mine.yaml: meaning.functions: List should",
@@ -70,20 +79,57 @@ def test_a_task_without_rows_of_its_own(tmp_path):
             "mine.yaml: meaning.attributes: Dictionary should",
         ),
         ({"meaning": {"functions": ["f"], "attributes": {"a": []}}}, "mine.yaml: meaning.attributes.a"),
+        (
+            {"meaning": {"functions": ["f"], "attributes": {1: "text"}}},
+            "mine.yaml: line 6: the key 1 is no text",
+        ),
     ],
+    ids=str,
 )
 def test_a_bad_task_file_is_refused_in_one_line(tmp_path, change, message):
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(GOOD | change))
-    with pytest.raises(TutorialError) as error:
-        task.load(str(path))
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
+    refused(message, tasks.load, mine(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [yaml.safe_dump(GOOD).encode("utf-16"), b"system_prompt: caf\xe9", b"a: \x00", b"a: [", b"- a", b""],
+)
+def test_a_file_that_is_no_task_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    refused("mine.yaml: ", tasks.load, str(tmp_path / "mine.yaml"))
+
+
+def test_a_byte_order_mark_and_crlf_are_accepted(tmp_path):
+    text = yaml.safe_dump(GOOD).replace("\n", "\r\n")
+    (tmp_path / "mine.yaml").write_bytes(text.encode("utf-8-sig"))
+    assert tasks.load(str(tmp_path / "mine.yaml")).system_prompt == "Answer."
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("", "mine_rows.py: no rows from rows(seed): AttributeError"),
+        ("def rows(seed): return 7 / seed\n", "mine_rows.py: no rows from rows(seed): ZeroDivisionError"),
+        ("def rows(seed)\n", "mine_rows.py: no rows from rows(seed): SyntaxError"),
+        ("import no.such\n", "mine_rows.py: no rows from rows(seed): ModuleNotFoundError"),
+        ("def rows(seed): return {'train': []}\n", "mine_rows.py: no rows from rows(seed): KeyError"),
+        (ROWS.replace("'yes'", "7"), "mine_rows.py: train, row 1: column 'a': a text is needed"),
+        (
+            ROWS.replace("'a'", "'b'"),
+            "mine_rows.py: train, row 1: column 'a': it is missing; there are 'q', 'b'",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_made_are_told_in_one_line(tmp_path, rows, message):
+    task = tasks.load(mine(tmp_path, {"sample": "mine_rows.py"}, rows))
+    said = refused(message, data.load, task)
+    if "ZeroDivision" in message:
+        assert said.endswith("(mine_rows.py, line 1)")
 
 
 def test_a_task_that_is_not_there():
-    with pytest.raises(TutorialError, match=r"^TASK=chess: No such file.*set TASK to one of trains, viggo"):
-        task.load("chess")
+    refused("TASK=chess: No such file", tasks.load, "chess")
+    assert "set TASK to one of trains, viggo" in refused("TASK=no/such.yaml: ", tasks.load, "no/such.yaml")
 
 
 def test_the_task_is_a_setting(monkeypatch):

@@ -25,7 +25,6 @@ from tutorial.tasks import SPLITS, Task
 TIMEOUT_S = 5
 LONGEST_LINE = 64 * 2**20  # bytes that are held of a file without line ends
 BUFFER = 8 * 2**20  # bytes of a request to an object store
-UNREACHABLE = (requests.ConnectionError, requests.Timeout)
 UNREADABLE = (OSError, EOFError, zlib.error, pyarrow.ArrowInvalid, urllib3.exceptions.HTTPError)
 MARK = b"\xef\xbb\xbf"  # byte order mark
 SHAPES = {  # what a file that does not hold JSON lines begins with
@@ -88,18 +87,16 @@ def load(
 
     address, splits = source or task.source or "sample", {}
     if address == "sample":
-        return {split: take(_sample(task, split), split) for split in SPLITS}
+        return {split: take(rows, split) for split, rows in _sample(task).items()}
     place = address if address.startswith(("http://", "https://")) else Place.of(address, "DATA")
     for split in SPLITS:
         try:
             with _open(place, f"{split}.jsonl") as (stream, file):
                 splits[split] = take(parse(stream, file, task, rejected), split)
         except UNREADABLE as error:
-            unreachable = isinstance(error, UNREACHABLE) and not isinstance(
-                error, requests.exceptions.SSLError
-            )
-            if source or splits or not (unreachable and sample_allowed and task.sample):
-                shown = re.sub("//.*@", "//", str(place).partition("?")[0])  # without keys
+            if source or splits or not (sample_allowed and task.sample and _unreachable(error)):
+                # An address may hold keys: before '@', and behind '?'.
+                shown = place if isinstance(place, Place) else re.sub(r"//.*@|\?.*|/$", "", address)
                 raise TutorialError(
                     f"DATA: {shown}/{split}.jsonl cannot be read ({_reason(error)})"
                 ) from None
@@ -221,15 +218,19 @@ def row_reader(task: Task) -> Callable[[object], dict[str, str]]:
     return read
 
 
-def _sample(task: Task, split: str) -> Iterator[dict[str, str]]:
-    made, row_of = task.sample_rows(), row_reader(task)
+def _sample(task: Task) -> dict[str, list[dict[str, str]]]:
+    made, row_of, found = task.sample_rows(), row_reader(task), {split: [] for split in SPLITS}
     if made is None:
         raise TutorialError(f"DATA: the task {task.name!r} has no sample of its own; set DATA")
-    for number, raw in enumerate(made[split], start=1):
-        try:
-            yield row_of(raw)
-        except ValueError as error:
-            raise TutorialError(f"{task.sample}: {split}, row {number}: {one_line(error)[:300]}") from None
+    for split, rows in found.items():
+        for number, raw in enumerate(made[split], start=1):
+            try:
+                rows.append(row_of(raw))
+            except ValueError as error:
+                raise TutorialError(
+                    f"{task.sample}: {split}, row {number}: {one_line(error)[:300]}"
+                ) from None
+    return found
 
 
 def pick(rows: Iterable[dict[str, str]], count: int | None, seed: int) -> Drawn:
@@ -280,9 +281,9 @@ def _open(place: Place | str, name: str) -> Iterator[tuple[io.BufferedReader, st
     """The uncompressed content and the name of a file, or of its twin with .gz if it is missing."""
     try:
         raw = _raw(place, name)
-    except UNREACHABLE:
-        raise
     except UNREADABLE as missing:
+        if _unreachable(missing):
+            raise
         name = f"{name}.gz"
         try:
             raw = _raw(place, name)
@@ -298,18 +299,27 @@ def _raw(place: Place | str, name: str) -> BinaryIO:
         return (place / name).open()
     address, mark, query = place.partition("?")
     if "#" in place:
-        raise TutorialError(f"DATA={address}: an address cannot hold '#'")
-    # A server that compresses what it sends would hide a file that is cut off.
-    headers = {"Accept-Encoding": "identity"}
-    url = f"{address.rstrip('/')}/{name}{mark}{query}"
-    response = requests.get(url, stream=True, timeout=TIMEOUT_S, headers=headers)
+        raise TutorialError(f"DATA={place.partition('#')[0]}: an address cannot hold '#'")
+    response = requests.get(
+        f"{address.rstrip('/')}/{name}{mark}{query}",
+        stream=True,
+        timeout=TIMEOUT_S,
+        # A server that compresses what it sends would hide a file that is cut off.
+        headers={"Accept-Encoding": "identity"},
+    )
     response.raise_for_status()
     response.raw.auto_close = False  # the reader asks once more at the end
     return response.raw
+
+
+def _unreachable(error: Exception) -> bool:
+    """Whether nothing answered; a certificate that is refused is an answer."""
+    nothing = (requests.ConnectionError, requests.Timeout)
+    return isinstance(error, nothing) and not isinstance(error, requests.exceptions.SSLError)
 
 
 def _reason(error: Exception) -> str:
     answer = getattr(error, "response", None)
     if answer is not None:
         return f"{answer.status_code} {answer.reason}"
-    return type(error).__name__ if isinstance(error, UNREACHABLE) else one_line(error)[:300]
+    return type(error).__name__ if isinstance(error, requests.RequestException) else one_line(error)[:300]

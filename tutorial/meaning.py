@@ -127,7 +127,7 @@ def check(meaning: Meaning, description: Description) -> None:
             raise ValueError(f"attribute {name!r} cannot be {value!r}, only one of {', '.join(allowed)}")
         if not isinstance(allowed, list) and len(value) > description.longest:
             raise ValueError(
-                f"attribute {name!r} has {len(value)} characters; meaning.longest allows {description.longest}"
+                f"attribute {name!r} has {len(value)} characters, meaning.longest is {description.longest}"
             )
         seen.add(name)
 

@@ -81,13 +81,11 @@ def load(name: str) -> Task:
         TutorialError: there is no such file, it is not YAML, or a key in it is unknown, missing or wrong.
     """
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else ROOT / "tasks" / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in (ROOT / "tasks").glob("*.yaml")))
+        raise TutorialError(f"TASK={name}: No such file; set TASK to one of {known}, or to a yaml file")
     try:
         task = Task.model_validate(read_yaml(path))
-    except OSError as error:
-        known = ", ".join(sorted(p.stem for p in (ROOT / "tasks").glob("*.yaml")))
-        raise TutorialError(
-            f"TASK={name}: {error.strerror}; set TASK to one of {known}, or to a yaml file"
-        ) from None
     except ValidationError as error:
         raise TutorialError(f"{path.name}: {first_error(error)}") from None
     task._path = path
