@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 
 def convert(gguf: Path, target: Path) -> None:
     """Write a GGUF's model as safetensors in bf16, and its tokenizer, to a folder."""
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers 5.5 would make it a tokenizer of CodeLlama, to which spaces are unknown tokens.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The GGUF names the token that opens a turn as the end of the text; a turn ends with <|im_end|>.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105
     tokenizer.save_pretrained(target)
