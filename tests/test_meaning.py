@@ -1,5 +1,7 @@
 import functools
 import json
+import re
+import runpy
 
 import pytest
 import xgrammar
@@ -8,18 +10,32 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.conftest import ROOT
-from tutorial import sample, task
-from tutorial.meaning import LONGEST, Description, Meaning, canonical, check, grammar, parse, render
+from tutorial import score, tasks
+from tutorial.meaning import (
+    ATTRIBUTE,
+    FUNCTION,
+    Description,
+    Meaning,
+    canonical,
+    check,
+    grammar,
+    parse,
+    render,
+)
 
 VIGGO = ROOT.parent / "shared" / "viggo"
-TASK = task.load("viggo").meaning
+TASK = tasks.load("viggo").meaning
+MODULE = runpy.run_path(str(ROOT / "tasks" / "viggo_rows.py"))
 SMALL = {"functions": ["f"], "attributes": {"a": "text"}}
-SAMPLE = [row["output"] for part in sample.rows().values() for row in part]
+SAMPLE = [row["output"] for part in MODULE["rows"]().values() for row in part]
 repeatable = settings(derandomize=True, deadline=None, database=None)
 
-names = st.from_regex(r"[a-z_][a-z0-9_]{0,9}", fullmatch=True)
+any_text = st.characters(exclude_categories=["Cs"])
+plain_names = st.from_regex(r"[a-z_][a-z0-9_]{0,9}", fullmatch=True)
+functions = plain_names | st.from_regex(FUNCTION, fullmatch=True, alphabet=any_text)
+names = plain_names | st.from_regex(ATTRIBUTE, fullmatch=True, alphabet=any_text)
 values = st.text(
-    st.characters(exclude_characters="[]\r\n", exclude_categories=["Cs"]), min_size=1, max_size=LONGEST
+    st.characters(exclude_characters="[]\r\n", exclude_categories=["Cs"]), min_size=1, max_size=80
 )
 
 
@@ -32,7 +48,7 @@ def described(draw):
     """A description and a meaning that it allows."""
     kinds = st.sampled_from(["text", "list"]) | closed(values)
     attributes = draw(st.dictionaries(names, kinds, min_size=1, max_size=4))
-    description = Description(functions=draw(closed(names)), attributes=attributes)
+    description = Description(functions=draw(closed(functions)), attributes=attributes)
     chosen = draw(closed(st.sampled_from(sorted(attributes))))
     said = [
         (name, draw(st.just("") | (st.sampled_from(kind) if isinstance(kind, list) else values)))
@@ -61,7 +77,7 @@ def allowed(text):
             check(Meaning(meaning.function, (attribute,)), TASK)
     except ValueError:
         return False
-    return text == text.strip() and all(len(value) <= LONGEST for _, value in meaning.attributes)
+    return text == text.strip()
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +97,8 @@ def round_trip(targets):
 
 
 def test_the_sample_round_trips():
-    assert list(TASK.functions) == list(sample.FUNCTIONS)
-    assert tuple(TASK.attributes) == sample.ATTRIBUTES
+    assert list(TASK.functions) == list(MODULE["FUNCTIONS"])
+    assert tuple(TASK.attributes) == MODULE["ATTRIBUTES"]
     round_trip(SAMPLE)
 
 
@@ -110,7 +126,7 @@ def test_a_meaning_as_data():
     )
 
 
-@given(names, st.lists(st.tuples(names, st.just("") | values), min_size=1, max_size=5))
+@given(functions, st.lists(st.tuples(names, st.just("") | values), min_size=1, max_size=5))
 @repeatable
 def test_any_meaning_round_trips(function, attributes):
     meaning = Meaning(function, tuple(attributes))
@@ -133,7 +149,9 @@ def test_the_grammar_and_the_parser_agree(target, data):
     """On the sample's targets with one piece replaced."""
     start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(target))] * 2)))
     piece = data.draw(
-        st.sampled_from(["", "[", "]", "(", ")", ", ", " ", "\n", "x", "é", "yes", target, "x" * 80])
+        st.sampled_from(
+            ["", "[", "]", "(", ")", ", ", " ", "\n", "x", "é", "yes", target, "x" * 80, "é" * 81]
+        )
     )
     text = target[:start] + piece + target[end:]
     assert accepts(grammar(TASK), text) == allowed(text)
@@ -154,7 +172,9 @@ def test_the_grammar_and_the_parser_agree(target, data):
         ("inform(name[Portal 2],esrb[])", "column 22: ', ' or ')' expected, not ',esrb[])'"),
         ("inform(name[[Portal 2]])", "column 8: attribute[value] expected, not 'name[[Portal 2]])'"),
         ("inform(name[Portal\n2])", "column 8: attribute[value] expected, not 'name[Portal\\n2])'"),
-        ("Inform(name[Portal 2])", "column 1: a function expected, not 'Inform(name[Portal 2])'"),
+        ("[inform(name[Portal 2])]", "column 1: a function expected, not '[inform(name[Portal 2])]'"),
+        ("It is (name[Portal 2])", "column 6: '(' expected, not ' (name[Portal 2])'"),
+        ("inform(name [Portal 2])", "column 8: attribute[value] expected, not 'name [Portal 2])'"),
         ("inform(name[a], " + "x" * 99, f"column 17: attribute[value] expected, not '{'x' * 30}'"),
     ],
 )
@@ -169,6 +189,8 @@ def test_what_is_no_meaning_is_told_in_one_line(text, message):
     ("text", "message"),
     [
         ("praise(name[Portal 2])", "unknown function 'praise'"),
+        ("Inform(name[Portal 2])", "unknown function 'Inform'"),
+        ("inform(Name[Portal 2])", "unknown attribute 'Name'"),
         ("inform(title[Portal 2])", "unknown attribute 'title'"),
         ("inform(rating[splendid])", "'rating' cannot be 'splendid', only one of excellent, good"),
         ("inform(has_multiplayer[yes, no])", "'has_multiplayer' cannot be 'yes, no'"),
@@ -187,9 +209,52 @@ def test_only_check_refuses_an_attribute_given_twice():
     assert accepts(grammar(TASK), text)
 
 
-def test_a_value_has_at_most_eighty_characters_for_the_grammar():
-    assert accepts(grammar(TASK), f"inform(name[{'é' * 80}])")
-    assert not accepts(grammar(TASK), f"inform(name[{'é' * 81}])")
+@pytest.mark.parametrize("longest", [1, 80, 300])
+@pytest.mark.parametrize("kind", ["text", "list"])
+def test_a_free_value_is_as_long_for_check_as_for_the_grammar(longest, kind):
+    description = Description(functions=["f"], attributes={"a": kind, "b": ["x" * 400]}, longest=longest)
+    for size in (longest, longest + 1):
+        text = f"f(a[{'é' * size}], b[{'x' * 400}])"
+        assert accepts(grammar(description), text) == (size == longest)
+        if size == longest:
+            check(parse(text), description)
+        else:
+            message = f"attribute 'a' has {size} characters, meaning.longest is {longest}"
+            with pytest.raises(ValueError, match=message):
+                check(parse(text), description)
+
+
+ODD = [
+    "priceRange",
+    "customer rating",
+    "date-of-birth",
+    "Größe",
+    "价格",
+    "IN:GET_EVENT",
+    "a.b/c",
+    "7",
+    "it's",
+    '"x\\"',
+]
+
+
+@pytest.mark.parametrize("name", [*ODD, "price (EUR)", "x(", "a)"])
+def test_names_as_data_sets_have_them(name):
+    """In parser, check, canonical form, grammar and scores."""
+    function = re.sub(r"[()]", "", name)
+    description = Description(functions=["other", function], attributes={name: "list", "near": ["yes"]})
+    text = f"{function}({name}[b, a], near[yes])"
+    assert parse(text) == Meaning(function, ((name, "b, a"), ("near", "yes")))
+    assert render(parse(text)) == text
+    check(parse(text), description)
+    assert dict(canonical(parse(text), description).attributes) == {name: "a, b", "near": "yes"}
+    assert accepts(grammar(description), text)
+    assert not accepts(grammar(description), text.replace("near", "Near"))
+
+    table = score.scores([f"{function}(near[yes], {name}[a, b])"], [text], description)["value"]
+    assert (table["exact match"], table["canonical match"], table["attribute F1"]) == (0, 1, 1)
+    assert score.by_function([text], [text], description).index.to_list() == [function]
+    assert score.by_attribute([text], [text], description)["F1"].to_dict() == {name: 1, "near": 1}
 
 
 @pytest.mark.parametrize(
@@ -197,11 +262,16 @@ def test_a_value_has_at_most_eighty_characters_for_the_grammar():
     [
         {"functions": []},
         {"functions": ["f", "f"]},
-        {"functions": ["F"]},
+        {"functions": [""]},
+        {"functions": [" f"]},
         {"functions": ["f()"]},
+        {"functions": ["f, g"]},
         {"functions": ["f\n"]},
         {"attributes": {}},
-        {"attributes": {"2a": "text"}},
+        {"attributes": {"a ": "text"}},
+        {"attributes": {"a\nb": "text"}},
+        {"attributes": {"a[]": "text"}},
+        {"attributes": {"(a": "text"}},
         {"attributes": {"a": "number"}},
         {"attributes": {"a": []}},
         {"attributes": {"a": [""]}},
@@ -210,6 +280,7 @@ def test_a_value_has_at_most_eighty_characters_for_the_grammar():
         {"attributes": {"a": ["x\ny"]}},
         {"attributes": {"a": [True, False]}},  # an unquoted yes and no in yaml
         {"values": {}},
+        {"longest": 0},
     ],
 )
 def test_refused_descriptions(change):

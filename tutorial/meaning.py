@@ -1,24 +1,22 @@
 """Meaning representations, `function(attribute[value, value], attribute[])`, as data.
 
 A value is any text without brackets and line breaks: none of ViGGO's 6,900 rows has either inside one, while
-commas, parentheses, colons and apostrophes are common. A name is any text without brackets, commas and line
-breaks that begins and ends with a visible character (`priceRange`, `date-of-birth`); a function's name has
-no parentheses either. Attributes are separated by a comma and one space. `Description` says which functions,
-attributes and values a task has.
+commas, parentheses, colons and apostrophes are common. A name (`priceRange`, `customer rating`) has no commas
+either, begins and ends with a visible character, and a function's name has no parentheses. Attributes are
+separated by a comma and one space. `Description` says which functions, attributes and values a task has.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import lark
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
-# What a text may be, for the parser, the description and the grammar alike.
+# What a text may be: for the parser, the description and the grammar alike.
 FUNCTION = r"[^\s()\[\],]([^()\[\],\r\n]*[^\s()\[\],])?"
 ATTRIBUTE = r"[^\s()\[\],]([^\[\],\r\n]*[^\s\[\],])?"
-VALUE = r"[^\[\]\r\n]"  # one character
+VALUE = r"[^\[\]\r\n]"  # one character of it
 
 SYNTAX = rf"""
     start: FUNCTION "(" ATTRIBUTE (_SEPARATOR ATTRIBUTE)* ")"
@@ -28,29 +26,23 @@ SYNTAX = rf"""
 """
 
 
-def _distinct(items: list[str]) -> list[str]:
-    if len(set(items)) < len(items):
-        raise ValueError("an item stands in it twice")
-    return items
-
-
 def _text(pattern: str) -> type[str]:
-    def whole(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(f"{text!r} is empty, or has a character that it cannot have")
-        return text
-
-    return Annotated[str, AfterValidator(whole)]
+    return Annotated[str, Field(pattern=rf"^{pattern}\Z")]
 
 
 def _several(kind: type[str]) -> type[list[str]]:
-    return Annotated[list[kind], Field(min_length=1), AfterValidator(_distinct)]
+    def distinct(items: list[str]) -> list[str]:
+        if len(set(items)) < len(items):
+            raise ValueError("an item is in it twice")
+        return items
+
+    return Annotated[list[kind], Field(min_length=1), AfterValidator(distinct)]
 
 
 class Description(BaseModel):
     """What a task's meaning representations may hold."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", regex_engine="python-re")
 
     functions: _several(_text(FUNCTION))
     attributes: dict[_text(ATTRIBUTE), Literal["text", "list"] | _several(_text(f"{VALUE}+"))] = Field(
