@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 from matplotlib.path import Path as Line
 
-from tutorial.look import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RC, VERMILLION
+from tutorial.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE, VERMILLION
 
 WIDTH, MARGIN, SIZE, LEADING = 700, 24, 17, 24  # of a picture; of its text and lines
 BASELINE = 0.36 * SIZE  # from a line's middle down to its baseline
@@ -231,7 +231,7 @@ def serving() -> Picture:
 
 def main(folder: Path = Path(__file__).parent) -> None:
     """Draw all pictures into the folder."""
-    style.use(["default", RC])
+    style.use(["default", STYLE])
     for draw in PICTURES:
         figure, path = draw().figure, folder / draw.__name__
         # No date and no version: the same picture is the same bytes.

@@ -150,7 +150,8 @@ def differences(found: pd.DataFrame, longest: int = 400) -> Markdown:
 
 
 def _bold(target: str, answer: str) -> tuple[str, str]:
-    """Both as Markdown, what differs between them in bold; separators around it stay plain."""
+    """Both as Markdown, what differs between them in bold. Separators around it stay plain, and an opening
+    parenthesis does: to Markdown, `**` between a letter and punctuation is text."""
     a, b = TOKEN.findall(target), TOKEN.findall(answer)
     left = right = ""
     matcher = difflib.SequenceMatcher(lambda text: text in ", ", a, b, autojunk=False)
@@ -158,7 +159,7 @@ def _bold(target: str, answer: str) -> tuple[str, str]:
         one, other = _escaped("".join(a[a0:a1])), _escaped("".join(b[b0:b1]))
         if change != "equal":
             one, other = (
-                re.sub(r"[^,\s](?:.*[^,\s])?", r"**\g<0>**", text, count=1) for text in (one, other)
+                re.sub(r"[^,\s(](?:.*[^,\s])?", r"**\g<0>**", text, count=1) for text in (one, other)
             )
         left, right = left + one, right + other
     return left, right
