@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
-from benchmarks import learning_curve, load
+from benchmarks import curve, load
 from images import draw
 from tests.conftest import ROOT
 
@@ -31,12 +31,12 @@ def test_the_pictures_are_those_of_the_script(tmp_path):
 
 
 def test_the_learning_curve_is_that_of_its_results(tmp_path):
-    learning_curve.draw(json.loads(learning_curve.RESULTS.read_text()), tmp_path / "drawn.svg")
-    assert (tmp_path / "drawn.svg").read_bytes() == learning_curve.PICTURE.read_bytes()
+    curve.draw(json.loads(curve.CURVE.read_text()), tmp_path / "drawn.svg")
+    assert (tmp_path / "drawn.svg").read_bytes() == curve.PICTURE.read_bytes()
 
 
 def test_the_load_s_picture_is_that_of_its_results(tmp_path):
-    results = ROOT / "benchmarks" / "load.json"
+    results = ROOT / "benchmarks" / "results" / "load-cpu.json"
     load.draw(json.loads(results.read_text()), tmp_path / "drawn.svg")
     assert (tmp_path / "drawn.svg").read_bytes() == load.PICTURE.read_bytes()
 

@@ -11,8 +11,9 @@ from importlib.metadata import version
 import nbformat
 import pytest
 
+from docs import page
 from tests.conftest import ROOT
-from tutorial import TutorialError, page, plots
+from tutorial import TutorialError, plots
 from tutorial.settings import Settings
 
 NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
@@ -131,10 +132,53 @@ def test_the_outputs_are_those_of_this_code():
 
 
 def test_the_table_of_faults_is_what_their_tests_wrote():
-    path = ROOT / "benchmarks" / "faults.json"
+    path = ROOT / "benchmarks" / "results" / "faults-cpu.json"
     [cell] = [cell for cell in CODE if "plots.faults(" in cell.source]
     assert cell.outputs[0].data["text/markdown"] == plots.faults(path).data
     assert len(json.loads(path.read_text())["faults"]) >= 12
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("0.683<!--=gain:.3f-->", "0.700<!--=gain:.3f-->"),
+        ("+0.683<!--=gain:+.3f-->", "+0.700<!--=gain:+.3f-->"),
+        ("+0.683<!--=loss:+.3f-->", "-0.200<!--=loss:+.3f-->"),
+        ("-0.683<!--=loss:.3f-->", "-0.200<!--=loss:.3f-->"),
+        ("-0.683<!--=gain:.3f-->", "0.700<!--=gain:.3f-->"),
+        ("5-7<!--=rows:,d-->", "5-1,234<!--=rows:,d-->"),
+        ("(68%<!--=gain:.0%-->)", "(70%<!--=gain:.0%-->)"),
+        ("7e-05<!--=gain:.1e-->", "7.0e-01<!--=gain:.1e-->"),
+        ("(none)<!--=gain:.1f-->", "0.7<!--=gain:.1f-->"),
+        ("0.7<!--=no/such:.1f-->", "(none)<!--=no/such:.1f-->"),
+        ("<!--=list/-1:d-->", "3<!--=list/-1:d-->"),
+    ],
+)
+def test_a_figure_is_filled_in_with_its_sign(before, after):
+    """And a second time it is the same."""
+    results = {"gain": 0.7, "loss": -0.2, "rows": 1234, "list": [1, 3]}
+    assert page.fill(f"by {before} more", results) == f"by {after} more"
+    assert page.fill(f"by {after} more", results) == f"by {after} more"
+
+
+def test_results_and_benchmarks_are_found_by_name(tmp_path):
+    run, benchmarks = tmp_path / "results.json", tmp_path / "benchmarks"
+    (benchmarks / "results").mkdir(parents=True)
+    run.write_text('{"batch": 1}')
+    (benchmarks / "results" / "batch-h200.json").write_text('{"rows": 2}')
+    assert page.measured(run, benchmarks) == {"batch": 1, "batch-h200": {"rows": 2}}
+
+
+@pytest.mark.parametrize("hidden", ["batch.json", "results/batch.json", "other/batch-h200.json"])
+def test_a_file_that_would_be_hidden_is_an_error(tmp_path, hidden):
+    run, benchmarks = tmp_path / "results.json", tmp_path / "benchmarks"
+    for folder in ("results", "other"):
+        (benchmarks / folder).mkdir(parents=True)
+    run.write_text('{"batch": 1}')
+    (benchmarks / "results" / "batch-h200.json").write_text("{}")
+    (benchmarks / hidden).write_text("{}")
+    with pytest.raises(TutorialError, match=r"^[^\n]*batch[^\n]*$"):
+        page.measured(run, benchmarks)
 
 
 def test_outputs_of_other_code_are_refused(tmp_path):
