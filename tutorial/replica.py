@@ -1,0 +1,130 @@
+"""The model's process behind the service: Ray Serve LLM's server, with adapters that are checked."""
+
+import asyncio
+import tempfile
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from types import SimpleNamespace
+
+from ray import serve
+from ray.serve.llm import LLMConfig
+from ray.serve.llm.deployment import LLMServer
+from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
+
+from tutorial import TutorialError, adapters
+from tutorial.door import Refused, mistake
+from tutorial.files import Place
+
+AT_ONCE = 2  # pieces of a streamed answer: the role, which has no text, and the first token
+STORAGE_S = 3  # that the storage may take to say whether an adapter is still there
+
+
+def adapters_of(config: LLMConfig, **limits: int) -> Place | None:
+    """Where a model's adapters are published, if it has any."""
+    path = config.lora_config and config.lora_config.dynamic_lora_loading_path
+    return Place.of(path, "dynamic_lora_loading_path", **limits) if path else None
+
+
+class Adapters:
+    """For `LLMServer(model_downloader=...)`: adapters, compared with their manifests when they are fetched.
+
+    They go to a folder of this process. Ray's own belongs to the first account that served on the machine.
+    """
+
+    def __init__(self, config: LLMConfig):
+        self.place, self.base = adapters_of(config, attempts=2, timeout_s=STORAGE_S), config.model_id
+        self.folder = tempfile.TemporaryDirectory(prefix="adapters-")
+        self.loaded: dict[str, bytes] = {}  # manifests, by name
+
+    async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> SimpleNamespace:
+        """Copy an adapter to this machine. Refuse it if that is not what was published."""
+        name, folder = lora_model_id.partition(":")[2], tempfile.mkdtemp(dir=self.folder.name)
+
+        def fetch() -> None:
+            (self.place / name).copy_to(Place.of(folder))
+            adapters.verify(Place.of(folder), base=self.base)
+            self.loaded.setdefault(name, Path(folder, adapters.MANIFEST).read_bytes())
+
+        try:
+            await asyncio.to_thread(fetch)
+        except TutorialError as error:
+            raise Refused(404, f"{lora_model_id} is not what was published", "model_invalid") from error
+        return SimpleNamespace(model_id=lora_model_id, local_path=folder)
+
+    async def check(self, name: str) -> None:
+        """Refuse an adapter that was deleted, or replaced after this replica loaded it."""
+
+        def manifest() -> bytes:
+            if not (self.place / name / adapters.CONFIG).exists():
+                raise FileNotFoundError
+            return (self.place / name / adapters.MANIFEST).read()
+
+        try:
+            found = await asyncio.wait_for(asyncio.to_thread(manifest), STORAGE_S)
+        except FileNotFoundError:
+            raise Refused(404, f"there is no model {self.base}:{name}", "model_not_found", "model") from None
+        except (OSError, TimeoutError):
+            if name in self.loaded:  # a storage that is silent takes nothing away
+                return
+            raise
+        if self.loaded.get(name, found) != found:
+            message = f"{self.base}:{name} was replaced while it was served; publish it under another name"
+            raise Refused(404, message, "model_invalid", "model")
+
+
+class Server(LLMServer):
+    """Ray Serve LLM's server, with adapters that are checked, and a client's mistakes told from failures."""
+
+    async def __init__(self, llm_config: LLMConfig, **options):
+        self.adapters, self.loading = Adapters(llm_config), defaultdict(asyncio.Lock)
+        await super().__init__(llm_config, model_downloader=lambda **limits: self.adapters, **options)
+
+    async def chat(self, request: ChatCompletionRequest, raw_request_info=None) -> AsyncGenerator:
+        """The pieces of a chat completion."""
+        return self._ask(super().chat, request, raw_request_info)
+
+    async def completions(self, request: CompletionRequest, raw_request_info=None) -> AsyncGenerator:
+        """The pieces of a completion."""
+        return self._ask(super().completions, request, raw_request_info)
+
+    async def _ask(self, ask, request, info) -> AsyncGenerator:
+        try:
+            if model := serve.get_multiplexed_model_id():
+                await self.adapters.check(model.partition(":")[2])
+            if request.stream and (request.structured_outputs or request.response_format):
+                # In a stream vLLM does not say what is wrong with a grammar. One token outside of one does.
+                alone = {"stream": False, "stream_options": None, "n": 1, "max_tokens": 1, "min_tokens": 0}
+                async for _ in self._ask(ask, request.model_copy(update=alone), info):
+                    pass
+            async with self.loading[
+                model
+            ]:  # the engine refuses to load an adapter that it is loading already
+                pieces = await ask(request, info)
+            async for piece in pieces:
+                yield piece
+        except Exception as error:
+            if told := mistake(error):
+                raise told from None
+            raise
+
+    def _batch_output_stream(self, generator: AsyncGenerator) -> AsyncGenerator[list]:
+        """Send the beginning of a streamed answer at once. Ray holds pieces back for some milliseconds and
+        sends them together; the first token would wait too (until ray#64534 is in)."""
+        rest = super()._batch_output_stream
+
+        async def pieces():
+            for _ in range(AT_ONCE):
+                try:
+                    yield [await anext(generator)]
+                except StopAsyncIteration:
+                    return
+            async for together in rest(generator):
+                yield together
+
+        return pieces()
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve at a replica's end."""
+        self.adapters.folder.cleanup()
+        await super().__del__()
