@@ -340,8 +340,8 @@ def test_a_download_that_breaks_off_is_an_error():
 
 
 @pytest.mark.parametrize("way", ["environment", "profile"])
-def test_a_private_bucket_is_read_with_the_users_credentials(s3, way, tmp_path, monkeypatch):
-    """Of a bucket called like that of a run's own server, too."""
+def test_a_private_bucket_is_read_with_the_users_credentials(s3, store, way, tmp_path, monkeypatch):
+    """While another run has a server of its own (`store`), with a bucket of the same name."""
     rows = few(tmp_path / "rows")
     (tmp_path / "rows" / "val.jsonl.gz").write_bytes(gzip.compress(lines(*rows["val"])))
     (tmp_path / "rows" / "val.jsonl").unlink()

@@ -3,30 +3,29 @@
 import gzip
 import io
 import json
-import math
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 
 import pyarrow.parquet
 import requests
 import urllib3
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
+from requests.exceptions import ProxyError
 
-from tutorial import TutorialError, meaning, one_line
+from tutorial import TutorialError, one_line
 from tutorial.files import Place
-from tutorial.tasks import SPLITS, Task
+from tutorial.tasks import LONGEST_LINE, SPLITS, Row, Task, decode
 
 TIMEOUT_S = 5
-LONGEST_LINE = 64 * 2**20  # bytes that are held of a file without line ends
 BUFFER = 8 * 2**20  # bytes of a request to an object store
+# Types, without those derived from them: requests takes a refused certificate for a kind of no connection.
+UNREACHABLE = (requests.ConnectionError, requests.ConnectTimeout, requests.ReadTimeout, ProxyError)
 UNREADABLE = (OSError, EOFError, zlib.error, pyarrow.ArrowInvalid, urllib3.exceptions.HTTPError)
-MARK = b"\xef\xbb\xbf"  # byte order mark
 SHAPES = {  # what a file that does not hold JSON lines begins with
     rb"PAR1": "a Parquet file",
     rb"PK\x03\x04": "a zip archive or an Excel file",
@@ -38,14 +37,6 @@ SHAPES = {  # what a file that does not hold JSON lines begins with
     rb"[^{\n]*?[,;\t][^\n]*+\n?+\s*+([^{\s]|$)": "a table such as CSV",
     rb"[^{][^\n]*+\n?+\s*+([^{\s]|$)": "not JSON",  # in two lines: `parse` refuses a single one as a bad row
 }
-WORDS = {  # pydantic's type of an error, in words
-    "missing": "it is missing",
-    "string_type": "a text is needed",
-    "string_pattern_mismatch": "a text is needed, and this one is empty",
-    "string_unicode": "half of a surrogate pair, which is not text",
-    "model_type": "an object with columns is needed",
-}
-Rows = Sequence[dict[str, str]]
 
 
 class Drawn(list):
@@ -62,18 +53,16 @@ def load(
     *,
     counts: dict[str, int | None] | None = None,
     seed: int = 0,
-) -> dict[str, Rows]:
+) -> dict[str, list[Row]]:
     """The rows of the splits train, val and test, in the columns `instruction`, `input` and `output`.
 
     Args:
-        source: a folder or address (https://, s3://, gs://) that holds train.jsonl, val.jsonl and test.jsonl,
-            each as it is or compressed with gzip, also under the name train.jsonl.gz; `sample` for the
-            task's embedded sample; None for the task's own source.
-        rejected: the file to set bad rows aside in (JSON lines: file, line, reason, text), counted in one
-            printed line; None: a bad row is an error.
+        source: a folder or address (https://, s3://, gs://) of train.jsonl, val.jsonl and test.jsonl, each as
+            it is or gzipped, also as train.jsonl.gz; `sample`; None: the task's own source, or its sample.
+        rejected: the file for bad rows (JSON lines: file, line, reason, text); None: a bad row is an error.
         sample_allowed: without `source`, use the sample, and say so, if the task's own cannot be reached.
-        counts: rows of each split to draw while it is read, as `pick` does with `seed`: memory holds no
-            others. None: all rows, in the order of the files.
+        counts: rows of each split to draw, as by `pick`, while it is read: memory holds no others. None: all
+            rows, in the order of the files.
 
     Raises:
         TutorialError: a file is missing, does not hold JSON lines or cannot be read to its end, a split has
@@ -82,24 +71,27 @@ def load(
     if rejected:
         rejected.unlink(missing_ok=True)
 
-    def take(rows: Iterable[dict[str, str]], split: str) -> Rows:
+    def take(rows: Iterable[Row], split: str) -> list[Row]:
         return list(rows) if counts is None else pick(rows, counts.get(split), seed)
 
     address, splits = source or task.source or "sample", {}
     if address == "sample":
-        return {split: take(rows, split) for split, rows in _sample(task).items()}
+        if task.sample is None:
+            raise TutorialError(f"DATA: the task {task.name!r} has no sample of its own; set DATA")
+        return {split: take(rows, split) for split, rows in task.sample_rows().items()}
     place = address if address.startswith(("http://", "https://")) else Place.of(address, "DATA")
     for split in SPLITS:
         try:
             with _open(place, f"{split}.jsonl") as (stream, file):
                 splits[split] = take(parse(stream, file, task, rejected), split)
         except UNREADABLE as error:
-            if source or splits or not (sample_allowed and task.sample and _unreachable(error)):
-                # An address may hold keys: before '@', and behind '?'.
-                shown = place if isinstance(place, Place) else re.sub(r"//.*@|\?.*|/$", "", address)
-                raise TutorialError(
-                    f"DATA: {shown}/{split}.jsonl cannot be read ({_reason(error)})"
-                ) from None
+            unreachable = type(error) in UNREACHABLE and not splits
+            if source or not (sample_allowed and task.sample and unreachable):
+                # An address may hold keys, before '@' and after '?', and requests' errors show it whole.
+                shown = place if isinstance(place, Place) else re.sub(r"(?<=//).*@|\?.*|/$", "", address)
+                web = isinstance(error, requests.RequestException)
+                reason = type(error).__name__ if web else one_line(error)[:300]
+                raise TutorialError(f"DATA: {shown}/{split}.jsonl cannot be read ({reason})") from None
             print(f"{address} cannot be reached within {TIMEOUT_S} s: using the embedded sample.")
             return load(task, "sample", counts=counts, seed=seed)
     if rejected and rejected.exists():
@@ -109,31 +101,26 @@ def load(
     return splits
 
 
-def parse(
-    stream: io.BufferedReader, file: str, task: Task, rejected: Path | None = None
-) -> Iterator[dict[str, str]]:
+def parse(stream: io.BufferedReader, file: str, task: Task, rejected: Path | None = None) -> Iterator[Row]:
     """The rows of one JSON-lines file; a byte order mark and CRLF line ends are accepted.
 
     Raises:
-        TutorialError: the file has another shape, has no good row, or one is bad (not UTF-8, not JSON, lacks
-            a column, its output is none that the task allows) and there is no `rejected` to take it; names
-            the file, and the line from 1.
+        TutorialError: the file has another shape or no good row, or one is bad and there is no `rejected` to
+            take it; names the file, and the line from 1.
     """
-    found = shape(stream.peek())
+    if stream.peek().startswith(b"\xef\xbb\xbf"):
+        stream.read(3)
+    found = shape(stream.peek().lstrip())
     if found != "JSON lines":
         columns = task.columns.model_dump(exclude_none=True).values()
         example = json.dumps(dict.fromkeys(columns, "..."), ensure_ascii=False)
         raise TutorialError(f"{file}: this is {found}; DATA takes JSON lines, one object a line: {example}")
-    row_of, number, good, first = row_reader(task), 0, 0, ""
-    while line := stream.readline(LONGEST_LINE + 1):
-        number, rest = number + 1, line
-        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-            rest = stream.readline(LONGEST_LINE + 1)
-        line = line if number > 1 else line.removeprefix(MARK)
-        if len(line) <= LONGEST_LINE and not line.strip():
-            continue
+    read, good, first = task.row_reader(), 0, ""
+    for number, line in enumerate(_lines(stream), start=1):
         try:
-            row = row_of(_decode(line))
+            if len(line) > LONGEST_LINE or line.strip():
+                yield read(decode(line))
+                good += 1
         except ValueError as error:
             reason = one_line(error)[:300]
             first = first or f"{file}, line {number}: {reason}"
@@ -144,9 +131,6 @@ def parse(
             rejected.parent.mkdir(parents=True, exist_ok=True)
             with rejected.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(bad, ensure_ascii=False) + "\n")
-        else:
-            good += 1
-            yield row
     if not good and first:
         raise TutorialError(f"{file}: no row is good, all are in {rejected}; the first: {first}")
     if not good:
@@ -155,85 +139,19 @@ def parse(
 
 def shape(head: bytes) -> str:
     """What kind of file begins with these bytes: `JSON lines`, or one of `SHAPES`."""
-    head = head.removeprefix(MARK).lstrip()
     return next((name for start, name in SHAPES.items() if re.match(start, head)), "JSON lines")
 
 
-def _decode(line: bytes) -> object:
-    """The JSON value of one line. Raises ValueError: what is wrong with it."""
-    if len(line) > LONGEST_LINE:
-        raise ValueError(f"longer than {LONGEST_LINE // 2**20} MiB")
-    cut = "" if line.endswith(b"\n") else "; the file ends here, it may be cut off"
-    try:
-        return json.loads(line.decode(), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason}, byte {error.start + 1}){cut}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}: column {error.colno}){cut}") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read (nested too deeply)") from None
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, each with its end; of one over `LONGEST_LINE` the beginning, one byte too long."""
+    while line := stream.readline(LONGEST_LINE + 1):
+        rest = line
+        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = stream.readline(LONGEST_LINE + 1)
+        yield line
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object, refused if Python would read it and drop or invent something."""
-    found = {}
-    for column, value in pairs:
-        if column in found:
-            raise ValueError(f"column {column!r}: it is given twice")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"column {column!r}: {value} is not JSON")
-        found[column] = value
-    return found
-
-
-def row_reader(task: Task) -> Callable[[object], dict[str, str]]:
-    """A function from a row as it is in a file to one of `instruction`, `input` and `output`. It raises
-    ValueError, naming the column, if one is missing, not a text or empty, or the task refuses the answer."""
-
-    def allowed(answer: str) -> str:
-        if task.meaning:
-            meaning.check(meaning.parse(answer), task.meaning)
-        return answer
-
-    text, columns = Annotated[str, Field(pattern=r"\S")], task.columns
-    fields = {
-        "instruction": (text, Field(alias=columns.system)),
-        "input": (text, Field(alias=columns.prompt)),
-        "output": (Annotated[text, AfterValidator(allowed)], Field(alias=columns.response)),
-    }
-    if not columns.system:
-        del fields["instruction"]
-    model = create_model("Row", __config__=ConfigDict(strict=True), **fields)
-
-    def read(raw: object) -> dict[str, str]:
-        try:
-            return {"instruction": task.system_prompt} | model.model_validate(raw).model_dump()
-        except ValidationError as error:
-            found = error.errors()[0]
-            column = f"column {found['loc'][0]!r}: " if found["loc"] else ""
-            there = f"; there are {', '.join(map(repr, raw))}" if found["type"] == "missing" else ""
-            words = WORDS.get(found["type"], found["msg"].removeprefix("Value error, "))
-            raise ValueError(f"{column}{words}{there}") from None
-
-    return read
-
-
-def _sample(task: Task) -> dict[str, list[dict[str, str]]]:
-    made, row_of, found = task.sample_rows(), row_reader(task), {split: [] for split in SPLITS}
-    if made is None:
-        raise TutorialError(f"DATA: the task {task.name!r} has no sample of its own; set DATA")
-    for split, rows in found.items():
-        for number, raw in enumerate(made[split], start=1):
-            try:
-                rows.append(row_of(raw))
-            except ValueError as error:
-                raise TutorialError(
-                    f"{task.sample}: {split}, row {number}: {one_line(error)[:300]}"
-                ) from None
-    return found
-
-
-def pick(rows: Iterable[dict[str, str]], count: int | None, seed: int) -> Drawn:
+def pick(rows: Iterable[Row], count: int | None, seed: int) -> Drawn:
     """`count` rows drawn at random (the first N would be whatever the file begins with), at most and for
     None all, in random order. Reads `rows` once, and holds no more of them than it returns."""
     drawn, draw = Drawn(), random.Random(seed)
@@ -247,9 +165,9 @@ def pick(rows: Iterable[dict[str, str]], count: int | None, seed: int) -> Drawn:
     return drawn
 
 
-def overlap(splits: dict[str, Rows]) -> str:
-    """How many rows of one split stand in another, in one line: a score on rows that training saw says
-    little. Also how many test rows have an answer, if not a question, that stands in train."""
+def overlap(splits: dict[str, list[Row]]) -> str:
+    """How many rows of one split are in another, in one line: a score on rows that training saw says little.
+    Also how many test rows have an answer, if not a question, that is in train."""
     pairs = {split: {(row["input"], row["output"]) for row in rows} for split, rows in splits.items()}
     twice = (f"{len(pairs[a] & pairs[b])} in {a} and {b}" for a, b in combinations(pairs, 2))
     known = {output for _, output in pairs["train"]}
@@ -260,12 +178,12 @@ def overlap(splits: dict[str, Rows]) -> str:
     )
 
 
-def write(splits: dict[str, Rows], folder: Path, columns: dict[str, str] | None = None) -> list[str]:
-    """Write a Parquet file a split, and the `dataset_info.json` from which LLaMA-Factory learns the columns.
+def write(splits: dict[str, list[Row]], folder: Path, columns: dict[str, str] | None = None) -> list[str]:
+    """Write a Parquet file a split, and the `dataset_info.json` from which LLaMA-Factory learns the columns;
+    return the names of the files.
 
-    Parquet keeps the columns' types; from JSON lines LLaMA-Factory's reader guesses them, and takes answers
-    such as `2024-01-31` for dates. By default the instruction is the system turn and the input the user
-    turn: LLaMA-Factory's own default would join both into the user turn. Returns the names of the files.
+    Parquet keeps types; of JSON lines LLaMA-Factory's reader guesses them: `2024-01-31` becomes a date. By
+    default the instruction is the system turn; LLaMA-Factory's own default joins it into the user turn.
     """
     columns = columns or {"system": "instruction", "prompt": "input", "response": "output"}
     info = {split: {"file_name": f"{split}.parquet", "columns": columns} for split in splits}
@@ -282,7 +200,7 @@ def _open(place: Place | str, name: str) -> Iterator[tuple[io.BufferedReader, st
     try:
         raw = _raw(place, name)
     except UNREADABLE as missing:
-        if _unreachable(missing):
+        if type(missing) in UNREACHABLE:
             raise
         name = f"{name}.gz"
         try:
@@ -297,29 +215,13 @@ def _open(place: Place | str, name: str) -> Iterator[tuple[io.BufferedReader, st
 def _raw(place: Place | str, name: str) -> BinaryIO:
     if isinstance(place, Place):
         return (place / name).open()
-    address, mark, query = place.partition("?")
     if "#" in place:
         raise TutorialError(f"DATA={place.partition('#')[0]}: an address cannot hold '#'")
-    response = requests.get(
-        f"{address.rstrip('/')}/{name}{mark}{query}",
-        stream=True,
-        timeout=TIMEOUT_S,
-        # A server that compresses what it sends would hide a file that is cut off.
-        headers={"Accept-Encoding": "identity"},
-    )
-    response.raise_for_status()
+    address, mark, query = place.partition("?")
+    url = f"{address.rstrip('/')}/{name}{mark}{query}"
+    # A server that compresses what it sends would hide a file that is cut off.
+    response = requests.get(url, stream=True, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"})
+    if not response.ok:
+        raise OSError(f"{response.status_code} {response.reason}")
     response.raw.auto_close = False  # the reader asks once more at the end
     return response.raw
-
-
-def _unreachable(error: Exception) -> bool:
-    """Whether nothing answered; a certificate that is refused is an answer."""
-    nothing = (requests.ConnectionError, requests.Timeout)
-    return isinstance(error, nothing) and not isinstance(error, requests.exceptions.SSLError)
-
-
-def _reason(error: Exception) -> str:
-    answer = getattr(error, "response", None)
-    if answer is not None:
-        return f"{answer.status_code} {answer.reason}"
-    return type(error).__name__ if isinstance(error, requests.RequestException) else one_line(error)[:300]

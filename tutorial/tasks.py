@@ -1,17 +1,39 @@
 """The task, one of tasks/*.yaml: how its rows are laid out, what is asked, what an answer may hold."""
 
 import importlib.util
+import json
+import math
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from tutorial import TutorialError, one_line
-from tutorial.meaning import Description
+from tutorial.meaning import Description, check, parse
 from tutorial.settings import ROOT, first_error, read_yaml
 
+LONGEST_LINE = 64 * 2**20  # bytes that are held of a file without line ends
 SPLITS = ("train", "val", "test")
+WORDS = {  # pydantic's type of an error, in words
+    "missing": "it is missing",
+    "string_type": "a text is needed",
+    "string_pattern_mismatch": "a text is needed, and this one is empty",
+    "string_unicode": "half of a surrogate pair, which is not text",
+    "model_type": "an object with columns is needed",
+}
+Row = dict[str, str]
 
 
 class Columns(BaseModel):
@@ -52,26 +74,58 @@ class Task(BaseModel):
         """The name of its file, without `.yaml`."""
         return self._path.stem
 
-    def sample_rows(self) -> dict[str, list[dict[str, str]]] | None:
-        """The embedded rows of each split, in the task's own columns; None if the task has no sample.
+    def row_reader(self) -> Callable[[object], Row]:
+        """A function from a row as it is in a file to one of `instruction`, `input` and `output`. It raises
+        ValueError if a column is missing, not a text or empty, or if `meaning` refuses the answer."""
+
+        def allowed(answer: str) -> str:
+            if self.meaning:
+                check(parse(answer), self.meaning)
+            return answer
+
+        text = Annotated[str, Field(pattern=r"\S")]
+        names = {"instruction": self.columns.system, "input": self.columns.prompt}
+        columns = {key: (text, Field(alias=name)) for key, name in names.items() if name}
+        columns["output"] = (Annotated[text, AfterValidator(allowed)], Field(alias=self.columns.response))
+        model = create_model("Row", __config__=ConfigDict(strict=True), **columns)
+
+        def read(raw: object) -> Row:
+            try:
+                return {"instruction": self.system_prompt} | model.model_validate(raw).model_dump()
+            except ValidationError as error:
+                found = error.errors()[0]
+                column = f"column {found['loc'][0]!r}: " if found["loc"] else ""
+                there = f"; there are {', '.join(map(repr, raw))}" if found["type"] == "missing" else ""
+                words = WORDS.get(found["type"], found["msg"].removeprefix("Value error, "))
+                raise ValueError(f"{column}{words}{there}") from None
+
+        return read
+
+    def sample_rows(self) -> dict[str, list[Row]] | None:
+        """The embedded rows of each split, as `row_reader` reads them; None if the task has no sample.
 
         Raises:
-            TutorialError: the sample's Python file has no `rows(seed)`, or it fails.
+            TutorialError: the sample's Python file has no `rows(seed)`, it fails, or one of its rows is bad.
         """
         if self.sample is None:
             return None
-        file = self._path.parent / self.sample
+        file, where, read = self._path.parent / self.sample, "no rows from rows(seed)", self.row_reader()
         spec = importlib.util.spec_from_file_location(file.stem, file)
         module = importlib.util.module_from_spec(spec)
+        found = {split: [] for split in SPLITS}
         try:
             spec.loader.exec_module(module)
-            rows = module.rows(0)
-            return {split: list(rows[split]) for split in SPLITS}
+            made = module.rows(0)
+            for split, rows in found.items():
+                for number, raw in enumerate(made[split], start=1):
+                    where = f"{split}, row {number}"
+                    rows.append(read(raw))
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}, line {place.lineno}"
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise TutorialError(f"{file.name}: no rows from rows(seed): {reason} ({where})") from error
+            line = traceback.extract_tb(error.__traceback__)[-1]
+            if line.filename == str(file):
+                where = f"line {line.lineno}: {type(error).__name__}"
+            raise TutorialError(f"{file.name}: {where}: {one_line(error)[:300]}") from error
+        return found
 
 
 def load(name: str) -> Task:
@@ -92,3 +146,30 @@ def load(name: str) -> Task:
     if task.sample and not (path.parent / task.sample).is_file():
         raise TutorialError(f"{path.name}: sample: there is no file {task.sample} beside it")
     return task
+
+
+def decode(line: bytes) -> object:
+    """The JSON value of one line. Raises ValueError: what is wrong with it."""
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"longer than {LONGEST_LINE // 2**20} MiB")
+    cut = "" if line.endswith(b"\n") else "; the file ends here, it may be cut off"
+    try:
+        return json.loads(line.decode(), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason}, byte {error.start + 1}){cut}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg}: column {error.colno}){cut}") from None
+    except RecursionError:
+        raise ValueError("not JSON that can be read (nested too deeply)") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; ValueError if Python would read it otherwise than other programs."""
+    found = {}
+    for column, value in pairs:
+        if column in found:
+            raise ValueError(f"column {column!r}: it is given twice")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"column {column!r}: {value} is not JSON")
+        found[column] = value
+    return found
