@@ -2,11 +2,10 @@
 
     python -m benchmarks.batch
 
-The same rows go to plain vLLM, `LLM.chat` with all of them at once, and through the processor of
-README.ipynb's cell, built with the gpu profile and a candidate's sections laid over it. All ask for the same
-adapter, and every answer has the same number of tokens. The engine is started and warmed before the clock:
-the rows are held back until the answers of a first few have come out at the end. Prints a table and writes
-benchmarks/gpu_batch.json. The ratio is to the fastest plain vLLM of the run.
+The same rows go to plain vLLM, `LLM.chat` with all of them at once, and through README.ipynb's processor,
+with the gpu profile and a candidate's sections laid over it. All ask for the same adapter, and every answer
+has the same number of tokens. The engine is started and warmed before the clock: the rows are held back until
+the answers of a first few have come out at the end. Prints a table and writes JSON.
 """
 
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from tutorial.settings import ROOT
 
 # What `LLM` takes by itself on a GPU of 70 GiB or more. Ray Data's engine takes 128 and 2048 there and on any
 # other: vLLM's defaults depend on who asks (vllm.engine.arg_utils, get_batch_defaults).
@@ -24,59 +24,35 @@ ENGINE_TOKENIZES = {"tokenize_stage": {"enabled": False}, "detokenize_stage": {"
 CANDIDATES = {
     "plain vLLM": {"plain": True, "engine": LARGE},
     "profile": {},
-    "128 sequences": {"engine": {"max_num_seqs": 128, "max_num_batched_tokens": 2048}},
-    "256 sequences": {"engine": {"max_num_seqs": 256, "max_num_batched_tokens": 8192}},
-    "large": {"engine": LARGE},
     "large, batch 256": {"engine": LARGE, "processor": BATCH},
     "large, batch 256, engine tokenizes": {"engine": LARGE, "processor": BATCH | ENGINE_TOKENIZES},
-    "large, batch 256, blocks of 256": {"engine": LARGE, "processor": BATCH, "rows_per_block": 256},
-    "large, 32 batches of 64": {"engine": LARGE, "processor": {"max_concurrent_batches": 32}},
-    "large, batch 256, no metrics": {"engine": LARGE, "processor": BATCH | {"log_engine_metrics": False}},
-    "plain vLLM, no prefix caching": {"plain": True, "engine": LARGE | {"enable_prefix_caching": False}},
-    "large, batch 256, no prefix caching": {
-        "engine": LARGE | {"enable_prefix_caching": False},
-        "processor": BATCH,
-    },
 }
 
 
-def plain(engine: dict, adapter: Path, sampling: dict, warm: list[dict], rows: list[dict]) -> float:
-    """Seconds that `LLM.chat` takes for the rows."""
+def plain(engine: dict, adapter: Path, sampling: dict, warm: list[list], asked: list[list]) -> float:
+    """Seconds that `LLM.chat` takes for `asked`, each a list of messages, after `warm`."""
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from tutorial import data
-
     llm = LLM(**engine)
-
-    def ask(asked: list[dict]) -> float:
+    for messages in (warm, asked):
         start = time.monotonic()
         answers = llm.chat(
-            [data.messages(row) for row in asked],
+            messages,
             SamplingParams(**sampling),
             use_tqdm=False,
             lora_request=LoRARequest(common.ADAPTER, 1, str(adapter)),
         )
         seconds = time.monotonic() - start
         assert all(len(answer.outputs[0].token_ids) == sampling["max_tokens"] for answer in answers)
-        return seconds
-
-    ask(warm)
-    return ask(rows)
+    return seconds
 
 
-def processed(
-    names: dict[str, Any], sampling: dict, warm: list[dict], rows: list[dict], blocks: int
-) -> float:
-    """Seconds that the processor of the notebook's cell takes for the rows."""
+def processed(processor, warm: list[list], asked: list[list]) -> float:
+    """Seconds that the processor takes for `asked`, each a list of messages, after `warm`."""
     import ray
 
-    common.execute(common.cell("processor = build_processor("), names)
-    names["SAMPLING"] = sampling
-    processor = names["processor"]
-
-    asks = {"model": common.ADAPTER, "system": "fine-tuned", "few_shot": False, "guided": False}
-    warm, rows = ([row | asks | {"id": n} for n, row in enumerate(part)] for part in (warm, rows))
+    warm, asked = ([{"id": n, "messages": each} for n, each in enumerate(part)] for part in (warm, asked))
     with tempfile.TemporaryDirectory() as folder:
         gate = Path(folder, "open")
 
@@ -85,89 +61,71 @@ def processed(
                 time.sleep(0.01)
             return block
 
-        held = ray.data.from_items(rows, override_num_blocks=blocks)
+        held = ray.data.from_items(asked, override_num_blocks=-(-len(asked) // 100))
         held = held.map_batches(wait, batch_size=None, concurrency=1, num_cpus=0.1)
         answers = processor(ray.data.from_items(warm, override_num_blocks=1).union(held))
-        answers = answers.map(names["answer"])
         seen, start = 0, None
         # Without prefetching, which would keep the last block of the first rows until the next one is there.
         for part in answers.iter_batches(batch_size=None, prefetch_batches=0):
-            seen += len(part["answer"])
-            assert not any(part["error"]), part["error"]
+            seen += len(part["id"])
+            assert not any(part["__inference_error__"]), part["__inference_error__"]
             if seen == len(warm):
                 start = time.monotonic()
                 gate.touch()
         seconds = time.monotonic() - start
-    assert seen == len(warm) + len(rows), f"{seen} answers"
+    assert seen == len(warm) + len(asked), f"{seen} answers"
     return seconds
 
 
-def table(found: dict[str, dict]) -> list[dict]:
-    """The rows of the table; the ratio is worked out here."""
-    done = {name: each for name, each in found.items() if "failed" not in each}
-    fastest = max((e["rows_per_s"] for e in done.values() if e["overrides"].get("plain")), default=None)
-    for each in done.values():
+def derive(found: dict[str, dict]) -> dict:
+    """Work out the ratio to plain vLLM."""
+    fastest = max((e["rows_per_s"] for e in found.values() if e["overrides"].get("plain")), default=None)
+    for each in found.values():
         each["over_plain"] = each["rows_per_s"] / fastest if fastest else None
-    return [
-        {"candidate": name, "rows/s": e["rows_per_s"], "of plain": e["over_plain"]}
-        for name, e in done.items()
-    ]
+    return {}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure the candidates of the command line."""
-    options = common.parser(__doc__, __file__, CANDIDATES)
+    options = common.parser(__doc__, "batch", CANDIDATES, model=True)
     options.add_argument("--rows", type=int, default=20_000, help="the task's, repeated")
     options.add_argument("--tokens", type=int, default=40, help="of every answer; ViGGO's have about as many")
-    args = common.parse(options, CANDIDATES)
-
-    import ray
-
-    from tutorial import data, quiet, results, settings, storage
+    args = common.parse(options, CANDIDATES, argv)
+    from tutorial import prompt, recipe, run, storage
 
     model_path, adapter = common.prepare(args.model)
-    rows = common.rows(args.rows, args.data)
+    chat = prompt.Chat(model_path, recipe.load(ROOT / common.profile(args.cpu, model_path, {}).recipe)[0])
+    asked = [chat.messages(row) for row in common.rows(args.rows, args.data)]
     sampling = {"temperature": 0.0, "max_tokens": args.tokens, "ignore_eos": True}
     store = storage.Storage.open(None, "benchmark-batch")
-    common.publish(store, adapter, model_path)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    lora_path = common.publish(store, adapter, model_path)
+    make_processor = run.define("processor")["make_processor"]
+
+    question = {"model": common.ADAPTER, "sampling_params": sampling, "__inference_error__": ""}
+
+    def preprocess(row: dict) -> dict:
+        return question | {"messages": row["messages"]}
 
     def measure(name: str, overrides: dict) -> dict[str, Any]:
         sections = {key: overrides[key] for key in ("engine", "processor") if key in overrides}
-        profile = common.profile(args, model_path, sections)
-        warm = rows[: 2 * profile.processor["batch_size"]]
+        profile = common.profile(args.cpu, model_path, sections)
+        engine = profile.engine_kwargs(common.RANK, common.TASK.max_tokens)
+        warm = asked[: 2 * profile.processor["batch_size"]]
         if overrides.get("plain"):
-            engine = common.engine_kwargs(profile) | {"model": str(model_path)}
-            seconds = common.alone(plain, engine, adapter, sampling, warm, rows, env=profile.worker_env)
+            engine["model"] = str(model_path)
+            seconds = common.alone(plain, engine, adapter, sampling, warm, asked, env=profile.worker_env)
         else:
-            names = {
-                "clock": results.Stopwatch(),
-                "profile": profile,
-                "llamafactory_args": {"lora_rank": common.RANK},
-                "task": common.TASK,
-                "model_source": str(model_path),
-                "store": store,
-                "data": data,
-                "EXAMPLES": [],
-            }
-            blocks = -(
-                -len(rows) // overrides.get("rows_per_block", 100)
-            )  # 100: what from_items makes of them
-            # A cluster for each: the one before has given the GPU back for certain.
-            ray.init(
-                runtime_env=settings.runtime_env(store.worker_env()),
-                log_to_driver=False,
-                logging_level="error",
-                **settings.local_cluster(),
-            )
+            profile.worker_env |= store.engine_env()
+            profile.processor["chat_template_stage"] |= chat.template_stage
+            common.start_ray(store)  # one for each: the one before has given the GPU back for certain
             try:
-                seconds = processed(names, sampling, warm, rows, blocks)
+                processor = make_processor(profile, engine, str(model_path), lora_path, preprocess)
+                seconds = processed(processor, warm, asked)
             finally:
-                with quiet.reports():
-                    ray.shutdown()
-        return {"seconds": seconds, "rows_per_s": len(rows) / seconds}
+                common.end_ray()
+        return {"seconds": seconds, "rows_per_s": len(asked) / seconds}
 
-    common.run(args, measure, table)
+    common.compare(args, measure, derive, ("rows_per_s", "over_plain"))
     store.close()
 
 

@@ -1,277 +1,319 @@
-"""What the benchmarks on a GPU share: cells of the notebook, models, rows, command line, table and JSON."""
+"""What the benchmarks share: command line, processes, models, rows, the notebook's cells, tables and JSON."""
 
 import argparse
 import contextlib
 import io
-import json
-import multiprocessing
 import os
+import pickle
+import re
 import secrets
+import subprocess
+import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
-from pydantic import SecretStr
-from ray.exceptions import RayError
 from tabulate import tabulate
 
-from tutorial import adapters, data, failure, model, results, settings, storage, task
+from tutorial import adapters, cluster, data, model, run, settings, stage, storage, tasks
 from tutorial.settings import ROOT
 
-# Shapes with random weights: the speed of a model does not depend on their values.
-SHAPES = {
-    "7b": {  # Qwen2.5-7B's config.json
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    },
-    "tiny": {
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "vocab_size": 49160,  # a few more than the tokenizer knows, as Qwen's has
-    },
-}
+RESULTS = ROOT / "benchmarks" / "results"
+SHAPES = settings.read_yaml(ROOT / "benchmarks" / "shapes.yaml")  # with random weights
 RANK = 8  # of the adapter, as in lora_sft_ray.yaml
 ADAPTER = "random"  # the adapter's name
-TASK = task.load("viggo")
+TASK = tasks.load("viggo")
+# Settings of a run of the notebook that takes minutes on two CPU cores.
+SMALL = {"PROFILE": "cpu", "RECIPE": "lora_sft_ray_cpu.yaml", "DATA": "sample", "SEED": "0"}
+SMALL |= {"TRAIN_ROWS": "24", "VAL_ROWS": "4", "TEST_ROWS": "6"}
 
 
-def parser(doc: str, file: str, candidates: dict[str, Any]) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
-    found = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{Path(file).stem}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="candidates:\n" + "\n".join(f"  {name!r}: {each}" for name, each in candidates.items()),
-    )
-    found.add_argument("--small", action="store_true", help="a tiny model on the CPU, to see that it works")
-    found.add_argument(
-        "--model", choices=[*SHAPES, "135m"], default="7b", help="7b has random weights, 135m is the real one"
-    )
-    found.add_argument("--data", help="DATA, as in .env.example; not set: the task's embedded sample")
-    found.add_argument("--candidates", nargs="+", metavar="NAME", help="these alone, in this order")
-    found.add_argument(
-        "--try",
-        dest="more",
-        action="append",
-        default=[],
-        metavar="YAML",
-        help="one more: 'name: {key: value}'",
-    )
-    found.add_argument("--minutes", type=float, default=9, help="no candidate begins that would end later")
-    found.add_argument(
-        "--out",
-        type=Path,
-        default=Path(file).with_name(f"gpu_{Path(file).stem}.json"),
-        help="default: beside the script",
-    )
+def parser(
+    doc: str, script: str, candidates: dict[str, Any] | None = None, model: bool = False
+) -> argparse.ArgumentParser:
+    """The options that benchmarks share: of those that compare candidates, and make a `model` for it."""
+    form = argparse.RawDescriptionHelpFormatter
+    found = argparse.ArgumentParser(f"python -m benchmarks.{script}", description=doc, formatter_class=form)
+    found.set_defaults(script=script)
+    found.add_argument("--small", action="store_true", help="a tiny run on the CPU, to see that it works")
+    found.add_argument("--data", help="DATA, as in .env.example; not set: the task's synthetic sample")
+    found.add_argument("--out", type=Path, help=f"default: benchmarks/results/{script}-<this machine>.json")
+    if candidates:
+        found.epilog = "candidates:\n" + "\n".join(f"  {name!r}: {each}" for name, each in candidates.items())
+        found.add_argument("--candidates", nargs="+", metavar="NAME", help="only these, in this order")
+        found.add_argument(
+            "--try", dest="more", action="append", default=[], help="YAML: 'name: {key: value}'"
+        )
+        found.add_argument(
+            "--minutes", type=float, default=9, help="no candidate starts that would end later"
+        )
+    if model:
+        shapes = {"choices": [*SHAPES, "135m"], "default": "7b"}
+        found.add_argument("--model", **shapes, help="7b has random weights, 135m is SmolLM2")
     return found
 
 
-def parse(options: argparse.ArgumentParser, candidates: dict[str, Any]) -> argparse.Namespace:
-    """The command line, with the candidates to run; ends the program where there is no GPU."""
-    args = options.parse_args()
-    for text in args.more:
-        candidates = candidates | yaml.safe_load(text)
-    if unknown := set(args.candidates or []) - set(candidates):
-        options.error(f"no candidate {', '.join(sorted(unknown))}; known: {', '.join(candidates)}")
-    args.candidates = {name: candidates[name] or {} for name in args.candidates or candidates}
+def parse(
+    options: argparse.ArgumentParser, candidates: dict[str, Any] | None, argv: list[str] | None
+) -> argparse.Namespace:
+    """The command line with this machine's kind, and for a benchmark that needs a GPU the candidates to run.
+
+    Nothing may have imported Ray before, as this sets up what Ray reads when it is imported.
+    """
+    args = options.parse_args(argv)
+    if candidates:
+        for text in args.more:
+            candidates = candidates | yaml.safe_load(text)
+        if unknown := set(args.candidates or []) - set(candidates):
+            options.error(f"no candidate {', '.join(sorted(unknown))}; known: {', '.join(candidates)}")
+        args.candidates = {name: candidates[name] or {} for name in args.candidates or candidates}
     import torch  # imported here: it takes seconds, and --help does not need it
 
+    args.cpu = args.small or not torch.cuda.is_available()
     if args.small:
-        args.model = "tiny"
-        if "rows" in args:
-            args.rows = min(args.rows, 96)
-    elif not torch.cuda.is_available():
+        vars(args).update(model="tiny", rows=96)
+    if args.cpu and candidates and not args.small:
         options.exit(1, "No GPU here; --small runs a tiny model on the CPU\n")
+    cluster.prepare()
+    args.machine = {} if args.cpu else alone(machine)
+    if not args.out:
+        # Of "NVIDIA H100 80GB HBM3" the first word with a number.
+        kinds = [*re.findall(r"\w*\d\w*", " ".join(args.machine)), "cpu"]
+        folder, kind = (ROOT / "out", "small") if args.small else (RESULTS, kinds[0].lower())
+        args.out = folder / f"{args.script}-{kind}.json"
     return args
 
 
-def cell(marker: str) -> str:
-    """The source of the one code cell of README.ipynb that holds the marker."""
-    cells = json.loads((ROOT / "README.ipynb").read_text(encoding="utf-8"))["cells"]
-    [source] = [s for c in cells if c["cell_type"] == "code" and marker in (s := "".join(c["source"]))]
-    return source
-
-
-def execute(source: str, names: dict[str, Any]) -> None:
-    """Run a cell among these names. As in the notebook, what it defines goes to Ray's workers by value."""
-    names.setdefault("__name__", "__main__")
-    exec(source, names)  # noqa: S102  the project's own cell
-
-
-def alone(function: Callable[..., Any], *args: Any, env: dict[str, str] | None = None) -> Any:
-    """Call a function in a process of its own: `env` is set before its imports, its GPU memory free after."""
-    before = dict(os.environ)
-    os.environ.update(env or {})
-    try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_call, function, *args).result()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    try:
-        return function(*args)
-    except RayError as error:  # some of these cannot be sent to another process
-        raise RuntimeError(failure.reason(error)) from None
-
-
-def run(
-    args: argparse.Namespace,
-    measure: Callable[[str, dict], dict],
-    show: Callable[[dict], list],
-    together: Callable[[dict], dict] = lambda found: {},
-) -> None:
-    """Measure the candidates one by one; what is known is written after each.
-
-    Args:
-        args: of the command line.
-        measure: from a candidate's name and overrides to what was found.
-        show: from all that was found to the rows of the table.
-        together: from all that was found to what is written beside it.
-    """
-    stamp, found, start, longest = results.stamp(alone(machine)), {}, time.monotonic(), 0.0
-    options = {key: value for key, value in vars(args).items() if key not in ("out", "candidates")}
-    options["data"] = Path(args.data or "sample").name  # where it is kept is the machine's own
-    for name, overrides in args.candidates.items():
-        begun = time.monotonic()
-        if begun - start + longest > 60 * args.minutes:
-            found[name] = {"overrides": overrides, "failed": f"not begun, for --minutes {args.minutes:g}"}
-        else:
-            print(f"[{begun - start:4.0f} s] {name}: {overrides}", flush=True)
-            try:
-                found[name] = {"overrides": overrides} | measure(name, overrides)
-            except Exception as error:  # whatever it was, the next candidate may work
-                found[name] = {"overrides": overrides, "failed": failure.reason(error)}
-        longest = max(longest, time.monotonic() - begun)
-        shown = show(found)
-        written = {"stamp": stamp, "options": options, "candidates": found} | together(found)
-        results.write(args.out, written)
-    failed = [{"candidate": name, "failed": f["failed"]} for name, f in found.items() if "failed" in f]
-    for table in filter(None, (shown, failed)):
-        print(tabulate(table, headers="keys", tablefmt="github", floatfmt=".4g"), flush=True)
-
-
 def machine() -> dict[str, float]:
-    """This machine's GPUs, in the way of `ray.cluster_resources()`."""
+    """This machine's GPUs, in the form of `ray.cluster_resources()`."""
     import torch
 
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {"GPU": len(names)} | {f"accelerator_type:{name}": 1.0 for name in names}
 
 
+def alone(function: Callable[..., Any], *args: Any, env: dict[str, str] | None = None) -> Any:
+    """Call a function in a process of its own, which has `env` from its start and frees its GPU memory.
+
+    Raises:
+        RuntimeError: the function raised an error, given in one line, or its process was killed.
+    """
+    module = function.__module__
+    if module == "__main__":  # of `python -m benchmarks.train`
+        module = sys.modules["__main__"].__spec__.name
+    with tempfile.TemporaryDirectory() as folder:
+        call, outcome = Path(folder, "call"), Path(folder, "outcome")
+        call.write_bytes(pickle.dumps((sys.path, module, function.__name__, args)))
+        command = [sys.executable, "-c", "from benchmarks import common; common.child()", folder]
+        code = subprocess.run(command, cwd=ROOT, env=os.environ | (env or {}), check=False).returncode
+        if not outcome.is_file():
+            raise RuntimeError(f"{function.__name__}: its process ended with exit status {code}")
+        found, failed = pickle.loads(outcome.read_bytes())  # noqa: S301  written by this program
+    if failed:
+        raise RuntimeError(failed)
+    return found
+
+
+def child() -> None:
+    """What `alone` starts."""
+    folder = Path(sys.argv[1])
+    cluster.prepare()
+    sys.path[:], module, name, args = pickle.loads((folder / "call").read_bytes())  # noqa: S301  written by this program
+    try:
+        function = getattr(__import__(module, fromlist=[name]), name)
+        outcome = function(*args), ""
+    except Exception as error:
+        traceback.print_exc()
+        outcome = None, stage.reason(error)
+    (folder / "outcome").write_bytes(pickle.dumps(outcome))
+
+
+def compare(
+    args: argparse.Namespace,
+    measure: Callable[[str, dict], dict],
+    derive: Callable[[dict], dict],
+    columns: tuple[str, ...],
+    levels: str | None = None,
+) -> None:
+    """Measure the candidates one by one; after each, the JSON is written. Then print a table.
+
+    Args:
+        args: what `parse` returned.
+        measure: from a candidate's name and overrides to what was found.
+        derive: adds what depends on several candidates, and returns what is written beside them.
+        columns: of the table: keys of what was found, nested ones as `loss/mean`.
+        levels: the key of a list; the table then has a row for each of its items.
+    """
+    found, start, longest = {}, time.monotonic(), 0.0
+    hidden = ("out", "candidates", "script", "cpu", "machine")
+    options = {key: value for key, value in vars(args).items() if key not in hidden}
+    options["data"] = Path(args.data or "sample").name  # where it is kept is the machine's own
+    for name, overrides in args.candidates.items():
+        begun = time.monotonic()
+        found[name] = {"overrides": overrides}
+        print(f"[{begun - start:4.0f} s] {name}: {overrides}", flush=True)
+        try:
+            if begun - start + longest > 60 * args.minutes:
+                raise TimeoutError(f"not started, for --minutes {args.minutes:g}")
+            found[name] |= measure(name, overrides)
+        except Exception as error:  # whatever it was, the next candidate may work
+            found[name]["failed"] = stage.reason(error)
+        longest = max(longest, time.monotonic() - begun)
+        done = {name: each for name, each in found.items() if "failed" not in each}
+        beside = derive(done)
+        written = {"stamp": stage.stamp(args.machine), "options": options, "candidates": found}
+        stage.write(args.out, written | beside)
+    if named := [{"candidate": name} | each for name, each in done.items()]:
+        show(pd.json_normalize(named, levels, ["candidate"] if levels else None, sep="/"), columns)
+    for name in found.keys() - done:
+        print(f"{name}: {found[name]['failed']}")
+
+
+def show(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
+    """Print these columns, as far as they are there."""
+    shown = table.reindex(columns=["candidate", *columns]).dropna(axis="columns", how="all")
+    print(tabulate(shown, headers="keys", tablefmt="github", floatfmt=".4g", showindex=False), flush=True)
+
+
 def rows(count: int, uri: str | None) -> list[dict[str, str]]:
-    """Rows of all splits, as often as it takes."""
+    """Rows of all splits, repeated if there are fewer than `count`."""
     splits = data.load(TASK, uri or "sample")
     return list(islice(cycle(row for part in splits.values() for row in part), count))
 
 
-def profile(args: argparse.Namespace, model_path: Path, overrides: dict[str, dict]) -> settings.Profile:
-    """The profile for one engine, with a candidate's sections laid over it."""
-    config = settings.load().model_copy(update={"profile": "cpu" if args.small else "gpu", "workers": 1})
+def profile(cpu: bool, model_path: Path, overrides: dict[str, dict], **autoscaling: Any) -> settings.Profile:
+    """The profile for one engine, with a candidate's sections laid over it; `autoscaling` is Ray Serve's."""
+    config = settings.load().model_copy(update={"profile": "cpu" if cpu else "gpu", "workers": 1})
     found = config.choose_profile({})
     found.model = str(model_path)
     for section, changes in overrides.items():
         getattr(found, section).update(changes)
+    if autoscaling:
+        found.serving["deployment_config"]["autoscaling_config"] = autoscaling
     return found
 
 
-def engine_kwargs(chosen: settings.Profile) -> dict[str, Any]:
-    """What the notebook gives to its engines."""
-    return chosen.engine | {
-        "enable_lora": True,
-        "max_lora_rank": RANK,
-        "generation_config": "vllm",
-        "override_generation_config": {"max_new_tokens": TASK.max_tokens},
-    }
-
-
-def publish(store: storage.Storage, adapter: Path, base: Path) -> None:
-    """Put the adapter where Ray's engines look for it."""
+def publish(store: storage.Storage, adapter: Path, base: Path) -> str:
+    """Put the adapter where Ray's engines look for it; the address they get."""
     adapters.publish(store, adapter, ADAPTER, base=str(base), max_rank=RANK, recipe={})
+    return store.for_engines("adapters")
+
+
+def start_ray(store: storage.Storage | None = None) -> None:
+    """Start Ray as the notebook's cell `ray` does; its workers get the keys of `store`."""
+    import ray
+
+    with store.worker_keys() if store else contextlib.nullcontext():
+        ray.init(
+            runtime_env=cluster.runtime_env(store.worker_env() if store else {}),
+            log_to_driver=False,
+            logging_level="error",
+            **cluster.options(),
+        )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def end_ray(first: Callable[[], None] = lambda: None) -> None:
+    """Call `first`, then end Ray."""
+    import ray
+
+    with stage.reports():
+        first()
+        ray.shutdown()
 
 
 @contextlib.contextmanager
-def served(
-    chosen: settings.Profile, adapter: Path, engine: dict[str, Any], **config: Any
-) -> Iterator[dict[str, Any]]:
-    """Run the notebook's serving cell on a Ray of its own; the names that it knows and defines.
+def served(chosen: settings.Profile, adapter: Path, port: int) -> Iterator[tuple[Callable[..., None], str]]:
+    """Run the notebook's service on a Ray of its own, with an adapter's folder as `ADAPTER`.
 
-    Args:
-        chosen: the profile, whose `model` is a folder.
-        adapter: an adapter's folder; it is served as `ADAPTER`.
-        engine: vLLM's engine_kwargs.
-        config: settings to lay over those of the environment.
+    Yields a function that deploys it again, from a profile and the tokens of an answer; and the clients' key.
     """
-    settings.optimize_serve()
-    import ray
     from ray import serve
 
-    from tutorial import quiet, serving
+    from tutorial import serving
 
+    key = secrets.token_urlsafe(32)
+    make_service = run.define("service", serving=serving)["make_service"]
     store = storage.Storage.open(None, "benchmark-serving")
-    key = SecretStr(secrets.token_urlsafe(32))  # it stays where the cell is run again
-    names = {
-        "adapter": ADAPTER,
-        "adapters": adapters,
-        "clock": results.Stopwatch(),
-        "config": settings.load().model_copy(update={"api_keys": key} | config),
-        "engine_kwargs": engine,
-        "model_source": chosen.model,
-        "Path": Path,
-        "profile": chosen,
-        "ray": ray,
-        "serving": serving,
-        "store": store,
-    }
-    source = cell("app = endpoint.build(")
-    if "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING" in os.environ:
-        # It has no ingress, and so no keys; and it refuses to fetch adapters while it serves (Ray 2.58).
-        for written, instead in (
-            ("endpoint.build(", "ray.serve.llm.build_openai_app("),
-            (', "ingress_deployment_config": profile.ingress, "key_digests": digests', ""),
-        ):
-            assert written in source
-            source = source.replace(written, instead)
-        source = "".join(line for line in source.splitlines(True) if "lora_config=" not in line)
+
+    def deploy(chosen: settings.Profile, max_tokens: int = TASK.max_tokens) -> None:
+        engine = chosen.engine_kwargs(RANK, max_tokens)
+        app = make_service(chosen, engine, chosen.model, lora_path, [key])
+        serve.run_many([serve.RunTarget(app, name="llm")], wait_for_applications_running=False)
+
     try:
-        publish(store, adapter, Path(chosen.model))
-        ray.init(
-            runtime_env=settings.runtime_env(store.worker_env()),
-            log_to_driver=False,
-            logging_level="error",
-            **settings.local_cluster(),
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            execute(source, names)
+        lora_path = publish(store, adapter, Path(chosen.model))
+        chosen.worker_env |= store.engine_env()
+        start_ray(store)
+        serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 300})
+        deploy(chosen)
+        serving.wait_until_ready("llm", timeout_s=900)
+        yield deploy, key
+    finally:
+        end_ray(serve.shutdown)
+        store.close()
+
+
+@contextlib.contextmanager
+def notebook() -> Iterator[dict[str, Any]]:
+    """README.ipynb's cells up to `ask`, run with the settings of the environment: what they define."""
+    ids = list(run.cells())
+    with contextlib.redirect_stdout(io.StringIO()):
+        names = run.define(*ids[: ids.index("ask") + 1])
+    try:
         yield names
     finally:
-        with quiet.reports():
-            serve.shutdown()
-            ray.shutdown()
-        store.close()
+        end_ray()
+        names["store"].close()
+
+
+def ask(names: dict[str, Any], rows: list[dict], systems: dict[str, dict]) -> dict[str, pd.DataFrame]:
+    """The batch stage's answers by each of `systems` (as the notebook's `SYSTEMS`), in the rows' order."""
+    import ray
+
+    questions = [row | system | {"system": name} for name, system in systems.items() for row in rows]
+    questions = [question | {"id": number} for number, question in enumerate(questions)]
+    place = names["store"].place
+    names["ask_all_rows"](questions, names["processor"], place, names["profile"].processor["batch_size"])
+    table = ray.data.read_parquet((place / "answers").path, filesystem=place.files)
+    table = table.to_pandas().sort_values("id")
+    assert list(table["id"]) == [question["id"] for question in questions], "every question has one answer"
+    assert not any(table["error"]), table["error"].max()
+    return {name: table[table["system"] == name] for name in systems}
+
+
+def facts(names: dict[str, Any]) -> dict[str, Any]:
+    """What a run of the notebook was of, for its JSON."""
+    task, chosen, used = (names[name] for name in ("task", "profile", "used"))
+    whole = len(names["rows"]["train"]) == task.expected.get("train")
+    return {
+        "stamp": stage.stamp(names["resources"]),
+        "profile": chosen.name,
+        "data": task.name if whole else f"{task.name}, sample",
+        "model": Path(chosen.model).name,
+        "recipe": Path(chosen.recipe).name,
+        "train_rows": len(used["train"]),
+        "test_rows": len(used["test"]),
+    }
 
 
 def prepare(name: str) -> tuple[Path, Path]:
     """The folders of a model and of an adapter for it, made once; no hub is asked."""
     config = settings.load()
-    real = model.folder(config.model or model.PACKAGED, config.shared_folder())
+    real = model.resolve(config.model or model.PACKAGED, config.shared_folder())
     folder = config.shared_folder() / "models" / f"benchmark-{name}"
     if not (folder / "adapter" / adapters.WEIGHTS).is_file():
-        alone(_make, name, real, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+            alone(_make, name, real, Path(made, "model"))
+            with contextlib.suppress(OSError):  # another process may have made it too
+                Path(made, "model").rename(folder)
     return (folder if name in SHAPES else real), folder / "adapter"
 
 

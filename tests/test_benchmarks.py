@@ -1,61 +1,109 @@
-"""The benchmarks that want a GPU: their command lines, and a small run of each on the CPU."""
+"""The benchmarks: their command lines, what they use of README.ipynb, and a small run of each on the CPU."""
 
+import ast
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from ray.exceptions import RayTaskError
 
-from benchmarks import common, mean
+from benchmarks import common, serving, train
+from tests import cells
 from tests.conftest import ROOT
+from tutorial import run
+
+SCRIPTS = ("train", "batch", "serving", "load", "accuracy", "curve")
 
 
-def run(name, *options, returncode=0, env=None):
-    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
-    env = os.environ | (env or {})
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == returncode, done.stderr[-3000:]
-    return done
+def main(name, *options):
+    importlib.import_module(f"benchmarks.{name}").main(list(options))
 
 
-def small(name, tmp_path, *options):
-    """What the small run wrote, and what it printed."""
-    path = tmp_path / "out.json"
-    shown = run(name, "--small", "--out", str(path), *options).stdout
-    written = json.loads(path.read_text())
-    assert written["stamp"]["packages"]["ray"]
-    return written["candidates"], shown
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_names_the_file_and_the_candidates(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        main(name, "--help")
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"python -m benchmarks.{name}" in shown
+    assert f"benchmarks/results/{name}-<this machine>.json" in shown
+    assert ("candidates:" in shown) == (name not in ("load", "curve"))
 
 
-@pytest.mark.parametrize("name", ["train", "batch", "serving", "accuracy", "recipes"])
-def test_help_says_what_is_measured_and_names_the_candidates(name):
-    shown = run(name, "--help").stdout
-    assert f"benchmarks/gpu_{name}.json" in shown
-    assert "candidates:" in shown
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main("train")
+    assert ended.value.code == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_a_missing_gpu_is_one_line(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert len(run("train", returncode=1).stderr.strip().splitlines()) == 1
+def test_a_candidate_that_is_not_known(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main("train", "--candidates", "nine")
+    assert ended.value.code == 2
+    assert "no candidate nine; known: ancestor" in capsys.readouterr().err
 
 
-def test_a_candidate_that_is_not_known():
-    assert "no candidate nine; known: ancestor" in run("train", "--candidates", "nine", returncode=2).stderr
+def test_importing_a_benchmark_writes_nothing_and_imports_no_ray():
+    code = "import sys; from benchmarks import {}; print('ray' in sys.modules)".format(", ".join(SCRIPTS))
+    before = {path: path.stat().st_mtime_ns for path in (ROOT / "benchmarks").rglob("*.json")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    # Ray reads its switches when it is imported, so that the command line comes before.
+    assert done.stdout.strip() == "False"
+    assert before == {path: path.stat().st_mtime_ns for path in (ROOT / "benchmarks").rglob("*.json")}
 
 
-def test_the_mean_of_the_last_weights(tmp_path):
-    network = torch.nn.Linear(1, 1, bias=False)
-    callback, state = mean.Mean(0.5), SimpleNamespace(max_steps=4)
-    callback.on_train_begin(None, state, None, model=network)
-    for state.global_step in range(1, 5):
-        network.weight.data.fill_(state.global_step)
-        callback.on_step_end(None, state, None)
-    callback.on_train_end(None, state, None, model=network)
-    assert network.weight.item() == 3.5  # of the steps 3 and 4
+def test_every_measurement_has_a_name_of_its_own():
+    """No key of results.json looks like one, so that none is hidden on the page by another."""
+    names = [path.stem for path in (ROOT / "benchmarks").rglob("*.json")]
+    assert names
+    for name in names:
+        assert re.fullmatch(r"[a-z]+(-[a-z0-9]+)+", name), f"{name}: not <script>-<machine>[-what]"
+    assert len(names) == len(set(names))
+    assert not set(names) & set(json.loads((ROOT / "results.json").read_text()))
+
+
+def test_every_cell_and_name_that_is_used_is_there():
+    sources = run.cells()
+    defined = {"store", "resources"}
+    for source in sources.values():
+        for node in ast.walk(ast.parse(source)):
+            match node:
+                case ast.FunctionDef(name=name) | ast.Name(id=name, ctx=ast.Store()) | ast.alias(name=name):
+                    defined.add(name)
+    lists = [each for each in vars(cells).values() if isinstance(each, list)]
+    ids, names = {item for each in lists for item in each if re.fullmatch(r"[a-z-]+", item)}, set()
+    users = [path.read_text() for path in [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tests/*.py")]]
+    for source in [source for source in users if "run.define(" in source or "common.notebook(" in source]:
+        for node in ast.walk(ast.parse(source)):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name("run" | "ids"), attr="define" | "index")):
+                    ids |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+                case ast.Subscript(value=ast.Name("names"), slice=ast.Constant(str(name))):
+                    names.add(name)
+                case ast.Subscript(value=ast.Call(ast.Attribute(attr="define")), slice=ast.Constant(name)):
+                    names.add(name)
+    assert {"train-loop", "trainer", "processor", "service", "ask"} <= ids
+    assert ids <= set(sources)
+    assert {"make_trainer", "make_processor", "make_service", "ask_all_rows", "SYSTEMS"} <= names
+    assert names <= defined
+
+
+def test_a_process_of_its_own_has_its_environment_and_ours_stays():
+    before = dict(os.environ)
+    assert common.alone(getenv, "ONLY_THERE", env={"ONLY_THERE": "yes"}) == ("yes", os.environ["PATH"])
+    assert dict(os.environ) == before
+
+
+def getenv(name):
+    return os.environ[name], os.environ["PATH"]
 
 
 def test_an_error_of_ray_in_a_process_of_its_own():
@@ -68,11 +116,42 @@ def fail():
     raise RayTaskError("f", "no more files", error).as_instanceof_cause()
 
 
+def test_a_process_of_its_own_that_is_killed():
+    with pytest.raises(RuntimeError, match="abort: its process ended"):
+        common.alone(os.abort)
+
+
+def test_what_is_relative():
+    level = dict.fromkeys(serving.MEASURES, 2.0) | {"concurrency": 8}
+    found = {name: {"levels": [level | {}]} for name in (serving.VLLM, "profile")}
+    found["profile"]["levels"][0]["request_throughput"] = 1.0
+    serving.derive(found)
+    assert found["profile"]["levels"][0]["of_vllm"]["request_throughput"] == 0.5
+
+    one = {"losses": [[10, 4.0], [20, 2.0]], "samples_per_s": 3.0, "parameters": 5, "workers": 1}
+    two = one | {"losses": [[10, 4.0], [20, 3.0], [30, 1.0]], "samples_per_s": 6.0, "workers": 2}
+    train.derive(found := {"one": one, "two": two}, limit=1200.0, tokens=10.0)
+    assert found["two"]["loss"] == {"samples": 20, "mean": 3.0}
+    assert found["two"]["over_first"] == 2
+    assert found["one"]["share_of_limit"] == found["two"]["share_of_limit"] == 0.5
+
+
+def small(name, tmp_path, *options):
+    """What the small run wrote, and what it printed."""
+    path = tmp_path / "out.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--small", "--out", str(path), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(path.read_text()), done.stdout
+
+
 @pytest.mark.slow
 def test_train_goes_on_after_a_candidate_that_fails(tmp_path):
-    more = "packed: {packing: true, disable_gradient_checkpointing: true}"
+    more = "packed: {packing: true, disable_gradient_checkpointing: true, input_casts: false}"
     options = ["--seconds", "1", "--warmup", "1", "--try", "broken: {no_such_key: 1}", "--try", more]
-    found, shown = small("train", tmp_path, *options, "--candidates", "broken", "ancestor", "packed")
+    written, shown = small("train", tmp_path, *options, "--candidates", "broken", "ancestor", "packed")
+    found = written["candidates"]
+    assert written["stamp"]["packages"]["ray"]
     assert "no_such_key" in found["broken"]["failed"]
     assert found["ancestor"]["checkpointing"]
     assert not found["packed"]["checkpointing"]
@@ -86,7 +165,8 @@ def test_train_goes_on_after_a_candidate_that_fails(tmp_path):
 @pytest.mark.slow
 def test_batch(tmp_path):
     options = ["--tokens", "4", "--candidates", "plain vLLM", "profile"]
-    found, shown = small("batch", tmp_path, *options)
+    written, shown = small("batch", tmp_path, *options)
+    found = written["candidates"]
     assert found["profile"]["rows_per_s"] == pytest.approx(96 / found["profile"]["seconds"])
     assert found["profile"]["over_plain"] > 0
     assert "plain vLLM" in shown
@@ -96,7 +176,8 @@ def test_batch(tmp_path):
 def test_serving(tmp_path):
     options = ["--levels", "1", "2", "--each", "1", "--port", "8123"]
     candidates = ["vllm serve", "Ray's defaults", "first piece at once"]
-    found, _ = small("serving", tmp_path, *options, "--candidates", *candidates)
+    written, _ = small("serving", tmp_path, *options, "--candidates", *candidates)
+    found = written["candidates"]
     assert list(found) == candidates
     for each in found.values():
         assert [level["concurrency"] for level in each["levels"]] == [1, 2]
@@ -107,20 +188,33 @@ def test_serving(tmp_path):
 @pytest.mark.slow
 def test_accuracy(tmp_path):
     changed = "short: {seed: 1, max_steps: 2}"
-    found, shown = small("accuracy", tmp_path, "--try", changed, "--candidates", "short", "--port", "8124")
-    assert found["short"]["rows"] == {"train": 24, "val and test": 10}
-    assert all(0 <= found["short"][split] <= 1 for split in ("val", "test", "val, guided", "test, guided"))
-    assert found["short"]["seconds"]["fine-tuning"] > 0
-    assert json.loads((tmp_path / "out.json").read_text())["test"]["mean"] == found["short"]["test"]
-    assert "test: mean" in shown or found["short"]["test"] == 0
+    written, shown = small("accuracy", tmp_path, "--try", changed, "--candidates", "short")
+    found = written["candidates"]["short"]
+    assert found["rows"] == {"train": 24, "val and test": 10}
+    assert all(0 <= found[split] <= 1 for split in ("val", "test", "val, guided", "test, guided"))
+    assert found["seconds"]["fine-tuning"] > 0
+    assert written["test"]["mean"] == found["test"]
+    assert "short" in shown
+
+
+@pytest.mark.slow
+def test_curve(tmp_path):
+    picture = tmp_path / "curve.svg"
+    written, _ = small("curve", tmp_path, "24", "--pitfalls", "--picture", str(picture))
+    [(name, curve)] = written.items()
+    assert name == "cpu, viggo, sample"
+    assert [point["train_rows"] for point in curve["points"]] == [24]
+    assert picture.stat().st_size > 10_000
+    asked = json.loads((tmp_path / "out-pitfalls.json").read_text())
+    assert list(asked["exact match"]) == ["as trained", "another layout", "sampled"]
+    assert asked["test_rows"] == 6
 
 
 @pytest.mark.production
 def test_load(tmp_path):
-    out, picture = tmp_path / "load.json", tmp_path / "load.svg"
-    options = ["--small", "--levels", "1", "4", "--each", "2", "--clients", "4", "--hold-s", "5"]
-    run("load", *options, "--port", "8125", "--out", str(out), "--picture", str(picture))
-    found = json.loads(out.read_text())
+    picture = tmp_path / "load.svg"
+    options = ["--levels", "1", "4", "--each", "2", "--clients", "4", "--hold-s", "5", "--port", "8125"]
+    found, _ = small("load", tmp_path, *options, "--picture", str(picture))
     assert [level["concurrency"] for level in found["levels"]] == [1, 4]
     assert all(
         level["p50_ttft_ms"] < level["p50_e2el_ms"] < level["p99_e2el_ms"] for level in found["levels"]
@@ -131,29 +225,3 @@ def test_load(tmp_path):
         assert found[part]["failed"] == []
         assert found[part]["answered"] > 4
     assert picture.stat().st_size > 10_000
-
-
-@pytest.mark.production
-def test_answers(tmp_path):
-    out = tmp_path / "answers.json"
-    few = {"DATA": "sample", "TRAIN_ROWS": "24", "VAL_ROWS": "4", "TEST_ROWS": "6", "KILL_WORKER": "0"}
-    few |= {"RUN_NAME": "answers-1", "PORT": "8126", "STORAGE": str(tmp_path)}
-    ways = {}
-    for more in ({}, {"RESUME": "1"}):  # the second time nothing is left to train or to answer
-        run("answers", "--out", str(out), env=few | more)
-        found = json.loads(out.read_text())
-        ways[bool(more)] = found["ways"]
-        assert found["rows"] == 6
-        assert len(found["ways"]) == 6
-        assert all(0 <= way["exact match"] <= 1 for way in found["ways"])
-        assert sum(way["other answers"] for way in found["ways"]) <= 6  # of 36
-    assert [way["batch stage"] for way in ways[True]] == [way["batch stage"] for way in ways[False]]
-
-
-@pytest.mark.slow
-def test_recipes(tmp_path):
-    found, shown = small("recipes", tmp_path, "--try", "short: {max_steps: 2}", "--candidates", "short")
-    assert found["short"]["training"]["eval_loss"] > 0
-    assert list(found["short"]["exact match"]) == ["last", "mean 0.3", "mean 0.6"]
-    assert all(0 <= each["val"] <= 1 for each in found["short"]["exact match"].values())
-    assert "val, mean 0.3" in shown
