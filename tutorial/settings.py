@@ -13,15 +13,14 @@ import yaml
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from pydantic import BaseModel, Field, PositiveInt, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
 from tutorial import TutorialError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 ANYSCALE_SHARED = Path("/mnt/cluster_storage")
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in a job that was submitted to a Ray cluster
-# Variables of other programs begin with these: AWS_PROFILE is no misspelt PROFILE.
-OTHERS = ("AWS_", "AZURE_", "GOOGLE_", "HF_", "RAY_", "VLLM_", "WANDB_")
+OTHERS = ("AWS_", "AZURE_", "GOOGLE_", "HF_", "RAY_", "VLLM_", "WANDB_")  # AWS_PROFILE is no misspelt PROFILE
 
 
 class Rows(BaseModel, extra="forbid"):
@@ -35,7 +34,7 @@ class Rows(BaseModel, extra="forbid"):
 class Profile(BaseModel, extra="forbid"):
     """One of profiles/*.yaml, with the settings laid over it."""
 
-    name: str
+    _name: str = ""
     model: str = Field(description="the base model: a name, a folder or a Hugging Face id")
     recipe: Path = Field(description="LLaMA-Factory's yaml, relative to the project's root")
     rows: Rows
@@ -46,23 +45,22 @@ class Profile(BaseModel, extra="forbid"):
     ingress: dict[str, Any] = Field(description="Ray Serve's options for the ingress deployment")
     worker_env: dict[str, str] = Field(description="environment variables of the engine's processes")
 
+    @property
+    def name(self) -> str:  # of the file, and no key in it
+        return self._name
+
     def engine_kwargs(self, rank: int, max_tokens: int) -> dict[str, Any]:
         """vLLM's engine_kwargs for adapters of at most `rank` and answers of at most `max_tokens` tokens."""
-        return self.engine | {
-            "enable_lora": True,
-            "max_lora_rank": rank,
-            "generation_config": "vllm",  # the model's own penalties would not reach the batch stage
-            "override_generation_config": {"max_new_tokens": max_tokens},
-        }
+        # "vllm": without the penalties that a model may bring, as the batch stage would not apply them.
+        limits = {"generation_config": "vllm", "override_generation_config": {"max_new_tokens": max_tokens}}
+        return self.engine | {"enable_lora": True, "max_lora_rank": rank} | limits
 
 
-class Settings(BaseSettings):
+class Settings(BaseSettings, env_ignore_empty=True, extra="ignore", env_file_encoding="utf-8-sig"):
     """What a user may set; `.env.example` explains each. Empty values count as unset."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", env_file_encoding="utf-8-sig")
-
     profile: Literal["cpu", "gpu"] | None = None
-    # No `--`, which Ray Serve reads as `/`; no `-` at the end, as `<run_name>-earlier` is a name too.
+    # Without `--`, which Ray Serve reads as `/`. (`<run_name>-earlier` is a name too.)
     run_name: str | None = Field(None, pattern="^[a-z0-9]+(-[a-z0-9]+)*$", min_length=3, max_length=63)
     resume: bool = False
     storage: str | None = None
@@ -89,9 +87,8 @@ class Settings(BaseSettings):
     def _name_of_task_and_time(self) -> "Settings":
         if self.resume and self.run_name is None:
             raise ValueError("RESUME=1: set RUN_NAME to the run to go on with")
-        if self.run_name is None:
-            task = re.sub("[^a-z0-9]+", "-", Path(self.task).stem.lower())[:40].strip("-") or "task"
-            self.run_name = f"{task}-{datetime.now():%Y%m%d-%H%M%S}"
+        task = re.sub("[^a-z0-9]+", "-", Path(self.task).stem.lower())[:40].strip("-") or "task"
+        self.run_name = self.run_name or f"{task}-{datetime.now():%Y%m%d-%H%M%S}"
         return self
 
     def storage_uri(self) -> str | None:
@@ -110,22 +107,24 @@ class Settings(BaseSettings):
             reason = f"{getattr(error, 'strerror', error)}; set SHARED_DIR to a folder that can be written"
             raise TutorialError(f"SHARED_DIR={folder}: {reason}") from None
 
-    @staticmethod
-    def on_anyscale() -> bool:
+    def on_anyscale(self) -> bool:
         """Whether this is an Anyscale workspace or job, whose machines share a folder."""
         return "ANYSCALE_ARTIFACT_STORAGE" in os.environ and ANYSCALE_SHARED.is_dir()
 
-    @staticmethod
-    def sample_allowed(profile: Profile) -> bool:
+    def sample_allowed(self, profile: Profile) -> bool:
         """Whether synthetic rows may replace a source that cannot be reached: on a CPU, not in a job."""
         return profile.name == "cpu" and SUBMITTED not in os.environ
 
     def choose_profile(self, resources: dict[str, float]) -> Profile:
         """The profile that `PROFILE` names, else the one that fits `ray.cluster_resources()`."""
         name = self.profile or ("gpu" if resources.get("GPU") else "cpu")
-        profile = read_model(ROOT / "profiles" / f"{name}.yaml", Profile, name=name)
-        profile.model = self.model or profile.model
-        profile.recipe = self.recipe or profile.recipe
+        path = ROOT / "profiles" / f"{name}.yaml"
+        try:
+            profile = Profile.model_validate(read_yaml(path))
+        except ValidationError as error:
+            raise TutorialError(f"{path.name}: {first_error(error)}") from None
+        profile._name = name
+        profile.model, profile.recipe = self.model or profile.model, self.recipe or profile.recipe
         wanted = {split: rows for split in Rows.model_fields if (rows := getattr(self, f"{split}_rows"))}
         profile.rows = profile.rows.model_copy(update=wanted)
         if self.workers:
@@ -135,14 +134,13 @@ class Settings(BaseSettings):
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = []  # PyYAML itself takes the last of two equal keys, and says nothing
-        for key in (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"):
-            seen.append(self.construct_object(key, deep=True))
-            if not isinstance(seen[-1], str) or seen[-1] in seen[:-1]:
-                problem = "is given twice" if isinstance(seen[-1], str) else "is no text; put it in quotes"
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {seen[-1]!r} {problem}", problem_mark=key.start_mark
-                )
+        seen = set()  # PyYAML itself takes the last of two equal keys, and says nothing
+        for key, _ in node.value:
+            text = key.tag in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+            if not text or key.value in seen:
+                problem = f"{key.value} is given twice" if text else "a key is no text; put it in quotes"
+                raise yaml.MarkedYAMLError(None, None, problem, key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -150,36 +148,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a UTF-8 file holds; TutorialError, naming the line, if it holds something else."""
     try:
         content = yaml.load(_text(path), _Loader)  # noqa: S506  a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = (error.problem_mark or error.context_mark).line + 1
-        raise TutorialError(f"{path.name}: line {line}: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise TutorialError(f"{path.name}: not YAML: {one_line(error)}") from None
+        mark = getattr(error, "problem_mark", None)
+        problem = f"line {mark.line + 1}: {error.problem}" if mark else f"not YAML: {one_line(error)}"
+        raise TutorialError(f"{path.name}: {problem}") from None
     if not isinstance(content, dict):
         raise TutorialError(f"{path.name}: not a mapping of keys to values")
     return content
-
-
-def read_model(path: Path, model: type[BaseModel], **given: Any) -> Any:
-    """The file as a `model`, with the fields that are `given`; TutorialError if a key of it does not fit."""
-    content = read_yaml(path)
-    if twice := content.keys() & given.keys():
-        raise TutorialError(f"{path.name}: {min(twice)}: is not set in this file; delete the key")
-    try:
-        return model(**content, **given)
-    except ValidationError as error:
-        raise TutorialError(f"{path.name}: {first_error(error)}") from None
-
-
-def first_error(error: ValidationError) -> str:
-    """A validation error's first finding as one line that names the key."""
-    found = error.errors()[0]
-    message = found["msg"].removeprefix("Value error, ").splitlines()[0]
-    if not found["loc"]:  # of all values together, which are not to be printed
-        return message
-    if error.title == Settings.__name__:
-        return f"{found['loc'][0].upper()}={found['input']!r}: {message}"
-    return f"{'.'.join(map(str, found['loc']))}: {message}"
 
 
 def _text(path: Path) -> str:
@@ -192,8 +167,18 @@ def _text(path: Path) -> str:
         raise TutorialError(f"{path.name}: line {line}: not UTF-8; save the file as UTF-8") from None
 
 
+def first_error(error: ValidationError) -> str:
+    """A validation error's first finding as one line that names the key."""
+    found = error.errors()[0]
+    key = ".".join(str(part) for part in found["loc"])
+    message = one_line(found["msg"].removeprefix("Value error, "))
+    if error.title == Settings.__name__ and key:
+        key = f"{key.upper()}={found['input']!r}"
+    return f"{key}: {message}" if key else message
+
+
 def load(env_file: Path = ROOT / ".env") -> Settings:
-    """The settings of this run; TutorialError if one has a wrong value, or a line of `.env` is wrong."""
+    """The settings of this run; TutorialError if a value is wrong, or a line of `.env` (see `export`)."""
     export(env_file)
     try:
         return Settings(_env_file=env_file)
@@ -202,30 +187,29 @@ def load(env_file: Path = ROOT / ".env") -> Settings:
 
 
 def export(env_file: Path) -> None:
-    """Pass what `.env` holds for other programs (AWS_*, HF_*, RAY_*) on to the environment, which wins.
+    """Pass what `.env` holds for other programs (AWS_*, HF_*, RAY_*) to the environment, which wins.
 
-    Raises:
-        TutorialError: a line is not KEY=VALUE, sets a key again, or has a key that is almost a setting.
+    TutorialError if a line is not KEY=VALUE, or its key is set twice or almost a setting's name.
     """
-    if not env_file.exists():
-        return
-    text, lines = _text(env_file), {}
-    known = [name.upper() for name in Settings.model_fields]
+    text = _text(env_file) if env_file.exists() else ""
+    known, seen = [name.upper() for name in Settings.model_fields], []
     for key, value, source, failed in parse_stream(StringIO(text)):
-        line = source.line + len(source.string) - len(source.string.lstrip("\r\n"))
-        where = f"{env_file.name}: line {line}"
-        valid = key is None or (value is not None and re.fullmatch(r"[A-Za-z_]\w*", key))
-        if failed or not valid or re.search("[\0-\x08\x0e-\x1f\x7f]", source.string):
-            raise TutorialError(f"{where}: {source.string.split()[0]!r}... is not KEY=VALUE")
-        if key and key in lines:
-            raise TutorialError(f"{where}: {key} is set in line {lines[key]} already")
-        if key and key.upper() not in known and not key.startswith(OTHERS):
-            near = [name for name in known if key.startswith(f"{name}_")]
-            if near := near or get_close_matches(key.upper(), known, 1, 0.75):
-                raise TutorialError(f"{where}: {key} is no setting; did you mean {near[0]}?")
-        lines[key] = line
-    # An empty value is "not set". Settings of ours are read from the file each time: in the environment the
-    # first value would stay.
+        blank = source.string[: -len(source.string.lstrip())].count("\n")
+        where = f"{env_file.name}: line {source.line + blank}"
+        odd = key and (value is None or not re.fullmatch(r"[A-Za-z_]\w*", key))
+        if failed or odd or re.search("[\0-\x08\x0e-\x1f\x7f]", source.string):
+            raise TutorialError(f"{where}: {source.string.strip()[:30]!r} is not KEY=VALUE")
+        if key is None:  # a comment
+            continue
+        name = key.upper() if key.upper() in known else key  # settings may be written in any case
+        if name in seen:
+            raise TutorialError(f"{where}: {name} is set twice")
+        if name not in known and not name.startswith(OTHERS):
+            near = [setting for setting in known if name.upper().startswith(f"{setting}_")]
+            if near := near or get_close_matches(name.upper(), known, 1, 0.75):
+                raise TutorialError(f"{where}: {name} is no setting; did you mean {near[0]}?")
+        seen.append(name)
+    # Not our own settings: they are read from the file each time, and here the first value would stay.
     for key, value in dotenv_values(stream=StringIO(text)).items():
         if value and key not in os.environ and key.upper() not in known:
             os.environ[key] = value
