@@ -1,9 +1,10 @@
-"""The notebook's serving cell, alive: Ray Serve and vLLM, a tiny model with random weights, two adapters."""
+"""The cell `service` of the notebook, alive: Ray Serve and vLLM, a tiny model with random weights."""
 
-import argparse
 import asyncio
+import contextlib
 import json
 import subprocess
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,29 +15,57 @@ import pytest
 import ray
 import requests
 from pydantic import SecretStr
+from ray import serve
 from ray.serve.llm import LLMConfig
 
 from benchmarks import common
-from tutorial import TutorialError, adapters, endpoint, metrics
+from tests.test_door import Attack
+from tutorial import TutorialError, adapters, cluster, endpoint, replica, run, serving, stage, storage
 
 KEYS = ["a-key-of-the-first-team", "a-key-of-the-second-team"]
-PORT, TIME_LIMIT_S, MOST_TOKENS = 8123, 8, 6000
+TIME_LIMIT_S, MOST_TOKENS = 3, 6000
+PORT = serving.free_port()
 LONG = {"max_tokens": MOST_TOKENS, "extra_body": {"ignore_eos": True}}
+
+
+@contextlib.contextmanager
+def running(time_limit_s):
+    """The storage and the adapter's folder, while the notebook's service runs."""
+    model_path, adapter = common.prepare("tiny")
+    profile = common.profile(True, model_path, {"engine": {"max_model_len": 8192}})
+    profile.serving["deployment_config"] |= {"max_ongoing_requests": 4, "max_queued_requests": 4}
+    store = storage.Storage.open(None, "test-serving")
+    try:
+        lora_path = common.publish(store, adapter, model_path)
+        profile.worker_env |= store.engine_env()
+        with store.worker_keys():
+            ray.init(
+                runtime_env=cluster.runtime_env(store.worker_env()),
+                log_to_driver=False,
+                logging_level="error",
+                **cluster.options(),
+            )
+        make_service = run.define("service", serving=serving)["make_service"]
+        engine = profile.engine_kwargs(common.RANK, MOST_TOKENS)
+        app = make_service(profile, engine, str(model_path), lora_path, KEYS)
+        serve.start(http_options={"host": "127.0.0.1", "port": PORT, "request_timeout_s": time_limit_s})
+        serve.run_many([serve.RunTarget(app, name="llm")], wait_for_applications_running=False)
+        serving.wait_until_ready("llm", timeout_s=300)
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key=KEYS[0])
+        for name in ("benchmark-tiny", f"benchmark-tiny:{common.ADAPTER}"):  # a cold engine takes its time
+            ask(client.with_options(max_retries=20), name, max_tokens=2)
+        yield store, adapter
+    finally:
+        with stage.reports():
+            serve.shutdown()
+            ray.shutdown()
+        store.close()
 
 
 @pytest.fixture(scope="module")
 def service():
-    """The cell's names, while its application runs."""
-    args = argparse.Namespace(small=True)
-    model_path, adapter = common.prepare("tiny")
-    profile = common.profile(args, model_path, {})
-    profile.engine["max_model_len"] = 8192
-    profile.serving["deployment_config"] |= {"max_ongoing_requests": 4, "max_queued_requests": 4}
-    config = {"port": PORT, "request_timeout_s": TIME_LIMIT_S, "api_keys": SecretStr(", ".join(KEYS))}
-    engine = common.engine_kwargs(profile)
-    engine["override_generation_config"] = {"max_new_tokens": MOST_TOKENS}
-    with common.served(profile, adapter, engine, **config) as names:
-        yield names | {"adapter_folder": adapter}
+    with running(TIME_LIMIT_S) as names:
+        yield names
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +76,15 @@ def client(service):
 def ask(client, model="benchmark-tiny", **options):
     asked = [{"role": "user", "content": "Tell me of a game."}]
     return client.chat.completions.create(model=model, messages=asked, temperature=0, **options)
+
+
+def replica_process():
+    [found] = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "ray::ServeReplica:llm:LLMServer" in " ".join(process.cmdline())
+    ]
+    return found
 
 
 def test_nobody_gets_in_without_a_key(service):
@@ -115,7 +153,7 @@ def test_the_beginning_of_an_answer_does_not_wait_for_the_rest():
     hour = {"stream_batching_interval_ms": 3_600_000}
     served = {"model_loading_config": {"model_id": "tiny"}, "experimental_configs": hour}
     app = endpoint.build({"llm_configs": [served], "key_digests": ["0"]})._bound_deployment
-    [model] = app.init_kwargs["llm_deployments"].values()
+    [model] = app.init_args[0].values()
 
     class Server(model._bound_deployment.func_or_class):  # without an engine, and so with nothing to end
         __init__ = __del__ = lambda self: None
@@ -128,7 +166,7 @@ def test_the_beginning_of_an_answer_does_not_wait_for_the_rest():
 
         async def engine():
             for number in range(count):
-                if number == endpoint.AT_ONCE:
+                if number == replica.AT_ONCE:
                     await go_on.wait()
                 yield number
 
@@ -136,7 +174,7 @@ def test_the_beginning_of_an_answer_does_not_wait_for_the_rest():
         async with asyncio.timeout(60):
             async for together in pieces:
                 sent.append(together)
-                if len(sent) == endpoint.AT_ONCE:
+                if len(sent) == replica.AT_ONCE:
                     go_on.set()
         return sent
 
@@ -157,15 +195,16 @@ def test_an_adapter_published_while_serving(service, client, tmp_path):
         return [model.id for model in client.models.list()]
 
     assert listed() == ["benchmark-tiny", f"benchmark-tiny:{common.ADAPTER}"]
+    store, adapter = service
     # The same adapter with its B negated: as good as another training.
     from safetensors.numpy import load_file, save_file
 
     for file in adapters.FILES:
-        (tmp_path / file).write_bytes(Path(service["adapter_folder"], file).read_bytes())
+        (tmp_path / file).write_bytes(Path(adapter, file).read_bytes())
     weights = load_file(tmp_path / adapters.WEIGHTS)
     save_file({k: -v if "lora_B" in k else v for k, v in weights.items()}, tmp_path / adapters.WEIGHTS)
     made_by = {"base": "benchmark-tiny", "max_rank": common.RANK, "recipe": {}}
-    adapters.publish(service["store"], tmp_path, "two", **made_by)
+    adapters.publish(store, tmp_path, "two", **made_by)
     assert listed() == ["benchmark-tiny", f"benchmark-tiny:{common.ADAPTER}", "benchmark-tiny:two"]
 
     def text(name):
@@ -175,6 +214,67 @@ def test_an_adapter_published_while_serving(service, client, tmp_path):
     assert len(set(alone)) == 3, "each is a model of its own"
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(text, listed())) == alone
+
+
+def test_every_model_is_retrieved_by_its_name(service, client):
+    store, adapter = service
+    made_by = {"base": "benchmark-tiny", "max_rank": common.RANK, "recipe": {}}
+    adapters.publish(store, adapter, "my--run.2", **made_by)
+    listed = {model.id: model for model in client.models.list()}
+    assert {"benchmark-tiny", "benchmark-tiny:my--run.2"} <= set(listed)
+    for name, model in listed.items():
+        assert client.models.retrieve(name) == model
+        assert set(model.model_dump()) == {"id", "object", "created", "owned_by", "max_model_len", "parent"}
+    assert ask(client, "benchmark-tiny:my--run.2", max_tokens=2).model == "benchmark-tiny:my--run.2"
+
+
+def test_an_adapter_that_goes_away_or_changes(service, client):
+    store, adapter = service
+    made_by = {"base": "benchmark-tiny", "max_rank": common.RANK, "recipe": {}}
+    for name in ("gone", "replaced", "tampered"):
+        adapters.publish(store, adapter, name, **made_by)
+    for name in ("gone", "replaced"):
+        assert ask(client, f"benchmark-tiny:{name}", max_tokens=2).usage.completion_tokens == 2
+    published = store.place / "adapters"
+    (published / "gone").delete()
+    manifest = published / "replaced" / adapters.MANIFEST
+    manifest.write(manifest.read() + b" ")
+    weights = published / "tampered" / adapters.WEIGHTS
+    weights.write(weights.read()[:-4] + b"\1\2\3\4")
+    for name, code in (
+        ("gone", "model_not_found"),
+        ("replaced", "model_invalid"),
+        ("tampered", "model_invalid"),
+    ):
+        for _ in range(2):
+            with pytest.raises(openai.NotFoundError, match=f"benchmark-tiny:{name}") as error:
+                ask(client, f"benchmark-tiny:{name}", max_tokens=2, stream=True)
+            assert error.value.code == code
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("benchmark-tiny:gone")
+    assert "benchmark-tiny:gone" not in [model.id for model in client.models.list()]
+    assert ask(client, f"benchmark-tiny:{common.ADAPTER}", max_tokens=2).usage.completion_tokens == 2
+
+
+def test_several_are_the_first_to_ask_for_an_adapter(service, client):
+    store, adapter = service
+    adapters.publish(store, adapter, "wanted", base="benchmark-tiny", max_rank=common.RANK, recipe={})
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda _: ask(client, "benchmark-tiny:wanted", max_tokens=2), range(4))
+        assert [answer.usage.completion_tokens for answer in answers] == [2] * 4
+
+
+def test_adapters_are_kept_in_a_folder_of_the_replica_s_own(client):
+    """Ray's is the same for all accounts of a machine, and belongs to the first."""
+    process = replica_process()
+    mine = [
+        path
+        for path in Path(tempfile.gettempdir()).glob("adapters-*")
+        if path.stat().st_ctime > process.create_time()
+    ]
+    assert [path for path in mine if list(path.rglob(adapters.WEIGHTS)) and path.stat().st_mode & 0o77 == 0]
+    ray_s = Path("/tmp/ray/llm/lora/cache")  # noqa: S108
+    assert not ray_s.exists() or ray_s.stat().st_mtime < process.create_time()
 
 
 def test_streamed_and_not_from_python_and_from_curl(client):
@@ -206,11 +306,46 @@ def test_streamed_and_not_from_python_and_from_curl(client):
     assert guided.choices[0].message.content in ("a game", "no game")
 
 
-def test_bad_requests_are_the_client_s_own_errors(client):
-    with pytest.raises(openai.BadRequestError):
-        ask(client, max_tokens=-1)
-    with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(model="benchmark-tiny", messages="no list")
+BAD = {
+    "max_tokens": -1,
+    "stream_options": {"include_usage": True},
+    "tool_choice": "auto",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nonsense"}}},
+    "structured_outputs": {"grammar": "root ::= ("},
+    "structured_outputs ": {"regex": "(["},
+    "logit_bias": {"49160": 1},
+    "n": 0,
+    "messages": "no list",
+    "messages ": [{"role": "user", "content": [{"type": "text"}]}],
+    "messages  ": [{"role": "user", "content": "word " * 20_000}],
+    "stop": [""],
+    "temperature": "hot",
+    "model": ["benchmark-tiny"],
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_the_client_s_own_errors(client, name, stream):
+    """Before the first piece of a stream there is still a status to tell it by."""
+    body = {"model": "benchmark-tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    body |= {name.strip(): BAD[name], "stream": stream and name != "stream_options"}
+    answer = requests.post(
+        f"http://127.0.0.1:{PORT}/v1/chat/completions",
+        json=body,
+        headers={"Authorization": f"Bearer {KEYS[0]}"},
+        timeout=10,
+    )
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_thousands_of_malformed_requests_in_small(client):
+    """The long form is in tests/test_door.py."""
+    attack = Attack(f"http://127.0.0.1:{PORT}", KEYS[0], TIME_LIMIT_S)
+    attack.run(300, derandomize=True)
+    assert attack.statuses[200] > 5
+    assert ask(client, max_tokens=2).usage.completion_tokens == 2
 
 
 def test_too_many_requests_are_told_to_come_back(client):
@@ -264,27 +399,23 @@ def test_a_request_that_takes_too_long_ends_and_the_others_are_served(client):
 
 
 def test_an_engine_that_is_stuck_keeps_nobody_waiting_for_ever(client):
-    [replica] = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "ray::ServeReplica:llm:LLMServer" in " ".join(process.cmdline())
-    ]
-    replica.suspend()
+    process = replica_process()
+    process.suspend()
     try:
         with pytest.raises(openai.APIStatusError) as error:
             ask(client, max_tokens=5)
         assert error.value.status_code == 408
     finally:
-        replica.resume()
+        process.resume()
     assert ask(client, max_tokens=5).usage.completion_tokens == 5
 
 
 def test_metrics(client):
     tokens = "ray_vllm_generation_tokens_total"
-    before = metrics.scrape(ray.nodes()).get(tokens, 0)
+    before = serving.scrape(ray.nodes()).get(tokens, 0)
     ask(client, max_tokens=30, extra_body={"ignore_eos": True})
     for _ in range(30):  # processes report every few seconds
-        if (found := metrics.scrape(ray.nodes())).get(tokens, 0) >= before + 30:
+        if (found := serving.scrape(ray.nodes())).get(tokens, 0) >= before + 30:
             break
         time.sleep(1)
     assert found[tokens] >= before + 30

@@ -26,9 +26,9 @@ LONGEST = 500  # characters of a message
 # With these a client tells Ray Serve how long its request may take, and not to notice that it went away.
 LIMITS = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
 # The headers that go on to the model's process. Ray would send all: the key, cookies, what else is secret.
-PASSED_ON = """accept content-encoding content-length content-type host traceparent tracestate transfer-encoding
-    user-agent x-request-id x-session-id""".split()
-# By these vLLM's own server tells a client's mistake from a failure; Ray Serve LLM knows ValueError alone.
+PASSED_ON = """accept content-encoding content-length content-type host traceparent tracestate
+    transfer-encoding user-agent x-request-id x-session-id""".split()
+# By these vLLM's own server tells a client's mistake from a failure. Ray Serve LLM knows ValueError alone.
 CLIENTS = {
     "VLLMClientError",
     "ValueError",

@@ -18,13 +18,11 @@ from tutorial import TutorialError
 
 def free_port() -> int:
     """A port of loopback that no process listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return check_port(None)
 
 
-def check_port(port: int | None, host: str = "127.0.0.1") -> None:
-    """TutorialError if another process listens on the port; None stands for `free_port`."""
+def check_port(port: int | None, host: str = "127.0.0.1") -> int:
+    """The port, or a free one for None; TutorialError if another process listens on it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -32,11 +30,14 @@ def check_port(port: int | None, host: str = "127.0.0.1") -> None:
         except PermissionError:
             raise TutorialError(f"PORT={port}: not allowed to this user; set PORT above 1023") from None
         except OSError:
-            raise TutorialError(f"PORT={port}: another process uses it; set PORT to a free one") from None
+            raise TutorialError(
+                f"PORT={port}: another process uses this port; set PORT to a free one"
+            ) from None
+        return probe.getsockname()[1]
 
 
 def model_id(name: str) -> str:
-    """The name a model is served under: the last part of a path or hub id, in ASCII letters, digits and `._-`.
+    """The name a model is served under: the last part of a path or hub id, in letters, digits, `.`, `_`, `-`.
 
     Ray Serve LLM reads what follows a colon as an adapter's name, and clients put the name into a URL.
     """
