@@ -61,6 +61,19 @@ def test_a_text_is_shown_as_it_is_and_not_as_markdown(text):
     assert cells(plots.differences(table))[1] == ["does not parse", text, "a(x[1])", text]
 
 
+def test_where_no_answer_is_wrong_there_is_no_empty_table():
+    assert plots.differences(score.telling(TARGETS, TARGETS, TARGETS, TASK)).data == "No answer is wrong."
+
+
+def test_kinds_of_mistakes_side_by_side():
+    found = {
+        "base": score.count_kinds(ANSWERS, TARGETS, TASK),
+        "tuned": score.count_kinds(TARGETS, TARGETS, TASK),
+    }
+    shown = cells(plots.table(pd.DataFrame(found), index=True))
+    assert shown == [["kind", "base", "tuned"], *([kind, "1", "0"] for kind in score.KINDS)]
+
+
 def test_a_long_text_is_cut_and_says_so():
     table = pd.DataFrame({"text": ["x" * 300, "two words"]})
     assert cells(plots.table(table, longest=5)) == [["text"], ["xxxxx …"], ["two w …"]]

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from IPython.core.pylabtools import print_figure
@@ -51,11 +52,10 @@ def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture
         log: what `training_log` returns.
         fault: {"killed": {"step": n}, "resumed": {"step": n}} of the worker that was killed, or empty.
     """
-    axes = plt.figure(figsize=(7, 3), layout="constrained").subplots()
-    names, said = {"loss": "training", "eval_loss": "validation"}, []
-    for (column, name), style in zip(names.items(), ("-", "o--"), strict=True):
+    axes, said = plt.figure(figsize=(7, 3), layout="constrained").subplots(), []
+    for column, name, line in (("loss", "training", "-"), ("eval_loss", "validation", "o--")):
         losses = log.dropna(subset=column)
-        axes.plot(losses["step"], losses[column], style, label=name)
+        axes.plot(losses["step"], losses[column], line, label=name)
         if len(losses):
             said.append(f"{name} from {losses[column].iloc[0]:.2f} to {losses[column].iloc[-1]:.2f}")
     if fault:
@@ -95,29 +95,24 @@ def by_attribute(found: pd.DataFrame) -> Markdown:
 
 def by_function(found: dict[str, pd.DataFrame]) -> Picture | Markdown:
     """Exact match (0 to 1) with its 95% interval for each function of the targets, a bar for each system."""
-    rows, meanings = (next(iter(found.values()))[column] for column in ("rows", "meanings"))
-    if rows.empty:
+    first = next(iter(found.values()))
+    if first.empty:
         return Markdown(NO_GRAMMAR)
-    value, low, high = (
-        pd.DataFrame({name: frame[column] for name, frame in found.items()})
-        for column in ("exact match", "low", "high")
-    )
-    said = [f"{name}: {', '.join(f'{f} {v:.2f}' for f, v in part.items())}" for name, part in value.items()]
-    labels = [f"{_cut(name, 40)} ({rows[name]} rows, {meanings[name]:.0f} meanings)" for name in value.index]
-    value.index = [label.replace("$", r"\$") for label in labels]  # no formulas
-    figure = plt.figure(figsize=(7, 1 + 0.55 * len(value)), layout="constrained")
-    axes = value.plot.barh(
-        ax=figure.subplots(),
-        width=0.8,
-        color=[VERMILLION, ORANGE, BLUE, GREEN],
-        xerr=[[value[name] - low[name].values, high[name].values - value[name]] for name in value],
-        error_kw={"elinewidth": 0.8, "ecolor": INK},
-        legend=False,
-    )
+    labels = [
+        f"{_cut(row[0], 40)} ({row.rows} rows, {row.meanings:.0f} meanings)" for row in first.itertuples()
+    ]
+    labels = [label.replace("$", r"\$") for label in labels]  # no formulas
+    value = pd.DataFrame({name: list(frame["exact match"]) for name, frame in found.items()}, labels)
+    errors = [[f["exact match"] - f["low"], f["high"] - f["exact match"]] for f in found.values()]
+    axes = value.plot.barh(figsize=(7, 1 + 0.55 * len(first)), xerr=np.array(errors), width=0.8, legend=False)
     axes.set(xlim=(0, 1.02), xlabel="exact match on the test rows, 95% interval", ylabel="")
     axes.invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=len(found))
-    return Picture(figure, f"Exact match for each function, a bar for each system. {'; '.join(said)}.")
+    axes.figure.set_layout_engine("constrained")
+    axes.figure.legend(loc="outside upper center", ncols=len(found))
+    said = []
+    for name, frame in found.items():
+        said.append(f"{name}: {', '.join(f'{f} {share:.2f}' for f, share in frame['exact match'].items())}")
+    return Picture(axes.figure, f"Exact match for each function, a bar for each system. {'; '.join(said)}.")
 
 
 def faults(path: str | Path) -> Markdown:
@@ -142,25 +137,26 @@ def table(frame: pd.DataFrame, index: bool = False, longest: int | None = None) 
 
 def differences(found: pd.DataFrame, longest: int = 400) -> Markdown:
     """What `score.telling` returns, with what differs between target and answer in bold."""
+    if found.empty:
+        return Markdown("No answer is wrong.")
     shown = found.map(_cut, longest=longest)
     sides = [_bold(row.target, row.answer) for row in shown.itertuples()]
     shown["input"] = shown["input"].map(_escaped)
-    shown[["target", "answer"]] = pd.DataFrame(sides, index=shown.index, columns=range(2), dtype=object)
+    shown["target"], shown["answer"] = zip(*sides, strict=True)
     return table(shown)
 
 
 def _bold(target: str, answer: str) -> tuple[str, str]:
-    """Both as Markdown, what differs between them in bold. Separators around it stay plain, and an opening
-    parenthesis does: to Markdown, `**` between a letter and punctuation is text."""
+    """Both as Markdown, what differs between them in bold, but for separators around it and for an opening
+    parenthesis: to Markdown, `**` between a letter and punctuation is text."""
     a, b = TOKEN.findall(target), TOKEN.findall(answer)
     left = right = ""
     matcher = difflib.SequenceMatcher(lambda text: text in ", ", a, b, autojunk=False)
     for change, a0, a1, b0, b1 in matcher.get_opcodes():
         one, other = _escaped("".join(a[a0:a1])), _escaped("".join(b[b0:b1]))
         if change != "equal":
-            one, other = (
-                re.sub(r"[^,\s(](?:.*[^,\s])?", r"**\g<0>**", text, count=1) for text in (one, other)
-            )
+            bold = partial(re.sub, r"[^,\s(](?:.*[^,\s])?", r"**\g<0>**", count=1)
+            one, other = bold(one), bold(other)
         left, right = left + one, right + other
     return left, right
 
