@@ -177,9 +177,7 @@ ARRAY = b"[\n" + lines(GOOD, GOOD, GOOD).replace(b"\n", b",\n") + b"\n]\n"  # it
         (b"instruction,input,output\na,b,c\n", "a table such as CSV"),
         (b'"instruction";"input";"output"\r\n"{a}";"b";"c"\r\n', "a table such as CSV"),
         (b"input\toutput\n", "a table such as CSV"),
-        (b"- input: a\n  output: b\n", "not JSON"),
-        (b"Not found", "not JSON"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:7\nsize 9\n", "not JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:7\nsize 9\n", "a pointer of Git LFS"),
         (parquet(), "a Parquet file"),
         (b"PK\x03\x04" + bytes(99), "a zip archive or an Excel file"),
         (b"<!DOCTYPE html>\n<html><body>Log in</body></html>", "an HTML or XML page"),
@@ -197,7 +195,7 @@ def test_a_file_of_another_shape_is_named_as_a_whole(content, name, tmp_path):
     rejected = tmp_path / "rejected.jsonl"
     for aside in (None, rejected):
         said = one_line_error(f"train.jsonl: this is {name}", read, content, aside)
-        assert 'DATA takes JSON lines, one object a line: {"instruction": "...", "input"' in said
+        assert "DATA takes JSON lines, one object a line, in UTF-8" in said
     assert not rejected.exists()
 
 
@@ -300,15 +298,17 @@ def test_a_folder_is_read_and_a_missing_file_is_named(tmp_path, name):
 
 def test_a_website_is_read_and_a_missing_file_is_named(website, tmp_path):
     rows = few(tmp_path)
-    assert load(website) == load(f"{website}/?signature=secret") == rows
+    assert load(website) == load(f"{website}/") == rows
     val = tmp_path / "val.jsonl"
     (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress(val.read_bytes()))
     val.unlink()
     assert load(website) == rows
     (tmp_path / "val.jsonl.gz").unlink()
-    said = one_line_error(f"DATA: {website}/val.jsonl cannot be read (404", load, f"{website}?key=secret")
-    assert "secret" not in said
-    one_line_error(f"DATA={website}/team: an address cannot hold", load, f"{website}/team#1")
+    one_line_error(f"DATA: {website}/val.jsonl cannot be read (404", load, website)
+    with_password = website.replace("//", "//user:secret@")
+    one_line_error(f"DATA: {website}/val.jsonl cannot be read (404", load, with_password)
+    for odd in (f"{with_password}/team#1", f"{with_password}/team?key=secret"):
+        one_line_error(f"DATA={website}/team: an address of a folder has no '?' and no '#'", load, odd)
 
 
 @pytest.mark.parametrize(

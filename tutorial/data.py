@@ -15,16 +15,20 @@ from typing import BinaryIO
 import pyarrow.parquet
 import requests
 import urllib3
-from requests.exceptions import ProxyError
 
 from tutorial import TutorialError, one_line
 from tutorial.files import Place
-from tutorial.tasks import LONGEST_LINE, SPLITS, Row, Task, decode
+from tutorial.tasks import SPLITS, Row, Task, decode, lines
 
 TIMEOUT_S = 5
 BUFFER = 8 * 2**20  # bytes of a request to an object store
 # Types, without those derived from them: requests takes a refused certificate for a kind of no connection.
-UNREACHABLE = (requests.ConnectionError, requests.ConnectTimeout, requests.ReadTimeout, ProxyError)
+UNREACHABLE = (
+    requests.ConnectionError,
+    requests.ConnectTimeout,
+    requests.ReadTimeout,
+    requests.exceptions.ProxyError,
+)
 UNREADABLE = (OSError, EOFError, zlib.error, pyarrow.ArrowInvalid, urllib3.exceptions.HTTPError)
 SHAPES = {  # what a file that does not hold JSON lines begins with
     rb"PAR1": "a Parquet file",
@@ -35,7 +39,7 @@ SHAPES = {  # what a file that does not hold JSON lines begins with
     rb"\[": "a JSON array",
     rb"\{([^\n]*[\[{,:])?[ \t\r]*\n": "JSON with objects over several lines or commas between them",
     rb"[^{\n]*?[,;\t][^\n]*+\n?+\s*+([^{\s]|$)": "a table such as CSV",
-    rb"[^{][^\n]*+\n?+\s*+([^{\s]|$)": "not JSON",  # in two lines: `parse` refuses a single one as a bad row
+    rb"version https://git-lfs": "a pointer of Git LFS",
 }
 
 
@@ -79,7 +83,13 @@ def load(
         if task.sample is None:
             raise TutorialError(f"DATA: the task {task.name!r} has no sample of its own; set DATA")
         return {split: take(rows, split) for split, rows in task.sample_rows().items()}
-    place = address if address.startswith(("http://", "https://")) else Place.of(address, "DATA")
+    shown = re.sub(r"(?<=//)[^/]*@", "", address.rstrip("/"))  # without a password
+    web = address.startswith(("http://", "https://"))
+    if web and re.search("[?#]", address):
+        raise TutorialError(
+            f"DATA={re.split('[?#]', shown)[0]}: an address of a folder has no '?' and no '#'"
+        )
+    place = address.rstrip("/") if web else Place.of(address, "DATA")
     for split in SPLITS:
         try:
             with _open(place, f"{split}.jsonl") as (stream, file):
@@ -87,15 +97,13 @@ def load(
         except UNREADABLE as error:
             unreachable = type(error) in UNREACHABLE and not splits
             if source or not (sample_allowed and task.sample and unreachable):
-                # An address may hold keys, before '@' and after '?', and requests' errors show it whole.
-                shown = place if isinstance(place, Place) else re.sub(r"(?<=//).*@|\?.*|/$", "", address)
-                web = isinstance(error, requests.RequestException)
-                reason = type(error).__name__ if web else one_line(error)[:300]
+                reason = one_line(error)[:300]
                 raise TutorialError(f"DATA: {shown}/{split}.jsonl cannot be read ({reason})") from None
             print(f"{address} cannot be reached within {TIMEOUT_S} s: using the embedded sample.")
             return load(task, "sample", counts=counts, seed=seed)
     if rejected and rejected.exists():
-        bad = len(rejected.read_bytes().splitlines())
+        with rejected.open("rb") as file:
+            bad = sum(1 for _ in file)
         total = bad + sum(getattr(rows, "read", len(rows)) for rows in splits.values())
         print(f"SKIP_BAD_ROWS: {bad} of {total} rows are bad and were set aside in {rejected}")
     return splits
@@ -112,15 +120,12 @@ def parse(stream: io.BufferedReader, file: str, task: Task, rejected: Path | Non
         stream.read(3)
     found = shape(stream.peek().lstrip())
     if found != "JSON lines":
-        columns = task.columns.model_dump(exclude_none=True).values()
-        example = json.dumps(dict.fromkeys(columns, "..."), ensure_ascii=False)
-        raise TutorialError(f"{file}: this is {found}; DATA takes JSON lines, one object a line: {example}")
+        raise TutorialError(f"{file}: this is {found}; DATA takes JSON lines, one object a line, in UTF-8")
     read, good, first = task.row_reader(), 0, ""
-    for number, line in enumerate(_lines(stream), start=1):
+    for number, line in lines(stream):
         try:
-            if len(line) > LONGEST_LINE or line.strip():
-                yield read(decode(line))
-                good += 1
+            yield read(decode(line))
+            good += 1
         except ValueError as error:
             reason = one_line(error)[:300]
             first = first or f"{file}, line {number}: {reason}"
@@ -140,15 +145,6 @@ def parse(stream: io.BufferedReader, file: str, task: Task, rejected: Path | Non
 def shape(head: bytes) -> str:
     """What kind of file begins with these bytes: `JSON lines`, or one of `SHAPES`."""
     return next((name for start, name in SHAPES.items() if re.match(start, head)), "JSON lines")
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file, each with its end; of one over `LONGEST_LINE` the beginning, one byte too long."""
-    while line := stream.readline(LONGEST_LINE + 1):
-        rest = line
-        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-            rest = stream.readline(LONGEST_LINE + 1)
-        yield line
 
 
 def pick(rows: Iterable[Row], count: int | None, seed: int) -> Drawn:
@@ -215,12 +211,8 @@ def _open(place: Place | str, name: str) -> Iterator[tuple[io.BufferedReader, st
 def _raw(place: Place | str, name: str) -> BinaryIO:
     if isinstance(place, Place):
         return (place / name).open()
-    if "#" in place:
-        raise TutorialError(f"DATA={place.partition('#')[0]}: an address cannot hold '#'")
-    address, mark, query = place.partition("?")
-    url = f"{address.rstrip('/')}/{name}{mark}{query}"
-    # A server that compresses what it sends would hide a file that is cut off.
-    response = requests.get(url, stream=True, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"})
+    headers = {"Accept-Encoding": "identity"}  # a server that compresses would hide a file that is cut off
+    response = requests.get(f"{place}/{name}", stream=True, timeout=TIMEOUT_S, headers=headers)
     if not response.ok:
         raise OSError(f"{response.status_code} {response.reason}")
     response.raw.auto_close = False  # the reader asks once more at the end

@@ -4,9 +4,9 @@ import importlib.util
 import json
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from pydantic import (
     AfterValidator,
@@ -146,6 +146,18 @@ def load(name: str) -> Task:
     if task.sample and not (path.parent / task.sample).is_file():
         raise TutorialError(f"{path.name}: sample: there is no file {task.sample} beside it")
     return task
+
+
+def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Number, from 1, and content of each line that is not blank; of one longer than `LONGEST_LINE`, its
+    beginning, one byte too long."""
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number, rest = number + 1, line
+        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = stream.readline(LONGEST_LINE + 1)
+        if len(line) > LONGEST_LINE or line.strip():
+            yield number, line
 
 
 def decode(line: bytes) -> object:
