@@ -20,6 +20,11 @@ export VLLM_NO_USAGE_STATS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Without a home folder that can be written, installers cache below this one.
+ifneq ($(shell test -w "$$HOME" && echo yes),yes)
+export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
+export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
+endif
 
 .PHONY: run test test-faults test-production slow deploy-check lint page docs links locks clean
 run: .venv/.ready
@@ -51,7 +56,7 @@ lint: .venv/.ready .venv-docs/.ready
 	$(DOCS_BIN)/hadolint containerfile
 
 page: .venv/.ready
-	python -m tutorial.page
+	python -m docs.page
 	rm -rf images/outputs
 	jupyter nbconvert --to markdown --template-file docs/readme.md.j2 README.ipynb --output README --log-level WARN \
 	  --NbConvertApp.output_files_dir=images/outputs
@@ -91,11 +96,10 @@ clean:
 	  || { echo "No torch 2.13.0+cpu: PyTorch's index cannot be reached; set PIP_FIND_LINKS to a folder that holds the wheel"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
 	uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/cpu.lock
-	cd $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')
-	cp $(CURDIR)/requirements/torchaudio.py .
+	SITE=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')
+	cp requirements/torchaudio.py "$$SITE"
 	# Bytecode of what every engine imports at its start, on all cores at once; the rest is written at its first use.
-	$(CURDIR)/$(BIN)/python -m compileall -q -j 0 -x testing torch vllm ray llamafactory peft accelerate datasets
-	cd $(CURDIR)
+	(cd "$$SITE" && "$(CURDIR)/$(BIN)/python" -m compileall -q -j 0 -x testing torch vllm ray llamafactory peft accelerate datasets)
 	touch $@
 
 # What the page is made and looked at with, and the vendors' models; nothing of what the notebook runs on.

@@ -3,7 +3,9 @@
 import contextlib
 import math
 import os
+import re
 import secrets
+import shlex
 import shutil
 import sys
 import tempfile
@@ -35,6 +37,9 @@ def prepare(env_file: Path = ROOT / ".env") -> None:
     keep_local()
     if joins():
         return
+    # Ray's workers do not start if its folder has a space; its sockets' paths have 107 characters at most.
+    if "RAY_TMPDIR" not in os.environ and not re.fullmatch(r"[\w./+-]{1,38}", tempfile.gettempdir()):
+        os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="tutorial-ray-", dir="/tmp")
     optimize_serve()
     if "RAY_AUTH_MODE" in os.environ:
         return
@@ -46,7 +51,8 @@ def prepare(env_file: Path = ROOT / ".env") -> None:
 
 def keep_local() -> None:
     """Keep caches in this project, and requests to this machine away from proxies."""
-    for name in CACHES:
+    home = os.environ.get("HOME")  # without one, what was downloaded from the hub is kept here too
+    for name in CACHES if home and os.access(home, os.W_OK) else (*CACHES, "HF_HOME"):
         os.environ.setdefault(name, str(ROOT / ".cache" / name.lower()))
     upper, lower = os.environ.get("NO_PROXY"), os.environ.get("no_proxy")
     # Programs differ in which of the two they read.
@@ -131,6 +137,8 @@ def runtime_env(env_vars: dict[str, str]) -> dict[str, Any]:
     A submitted job (`ray job submit --working-dir`) has its code already; Ray takes it from one side alone.
     """
     code = {} if SUBMITTED in os.environ else {"working_dir": str(ROOT)}
+    if not joins() and shlex.quote(sys.executable) != sys.executable:
+        code["py_executable"] = shlex.quote(sys.executable)  # Ray itself does not quote a space in it
     return code | {"env_vars": dict.fromkeys(LAUNCHERS, "0") | env_vars}
 
 
@@ -183,3 +191,5 @@ def delete_session(folder: Path | None) -> None:
         if not (latest := folder.parent / "session_latest").exists():
             latest.unlink(missing_ok=True)
         folder.parent.rmdir()
+        if folder.parents[1].name.startswith("tutorial-ray-"):
+            folder.parents[1].rmdir()
