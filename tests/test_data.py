@@ -308,7 +308,7 @@ def test_a_website_is_read_and_a_missing_file_is_named(website, tmp_path):
     with_password = website.replace("//", "//user:secret@")
     one_line_error(f"DATA: {website}/val.jsonl cannot be read (404", load, with_password)
     for odd in (f"{with_password}/team#1", f"{with_password}/team?key=secret"):
-        one_line_error(f"DATA={website}/team: an address of a folder has no '?' and no '#'", load, odd)
+        one_line_error(f"DATA={website}/team: set a folder's address, without ? and #", load, odd)
 
 
 @pytest.mark.parametrize(

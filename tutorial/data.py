@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow.parquet
 import requests
 import urllib3
+from requests.exceptions import ConnectTimeout, ProxyError, ReadTimeout
 
 from tutorial import TutorialError, one_line
 from tutorial.files import Place
@@ -22,13 +22,7 @@ from tutorial.tasks import SPLITS, Row, Task, decode, lines
 
 TIMEOUT_S = 5
 BUFFER = 8 * 2**20  # bytes of a request to an object store
-# Types, without those derived from them: requests takes a refused certificate for a kind of no connection.
-UNREACHABLE = (
-    requests.ConnectionError,
-    requests.ConnectTimeout,
-    requests.ReadTimeout,
-    requests.exceptions.ProxyError,
-)
+UNREACHABLE = (requests.ConnectionError, ConnectTimeout, ReadTimeout, ProxyError)  # not its kind SSLError
 UNREADABLE = (OSError, EOFError, zlib.error, pyarrow.ArrowInvalid, urllib3.exceptions.HTTPError)
 SHAPES = {  # what a file that does not hold JSON lines begins with
     rb"PAR1": "a Parquet file",
@@ -44,9 +38,7 @@ SHAPES = {  # what a file that does not hold JSON lines begins with
 
 
 class Drawn(list):
-    """Rows drawn at random. `read` is how many there were to draw from."""
-
-    read = 0
+    read = 0  # rows that there were to draw from
 
 
 def load(
@@ -65,12 +57,11 @@ def load(
             it is or gzipped, also as train.jsonl.gz; `sample`; None: the task's own source, or its sample.
         rejected: the file for bad rows (JSON lines: file, line, reason, text); None: a bad row is an error.
         sample_allowed: without `source`, use the sample, and say so, if the task's own cannot be reached.
-        counts: rows of each split to draw, as by `pick`, while it is read: memory holds no others. None: all
-            rows, in the order of the files.
+        counts: rows of each split to draw while reading, as `pick` does; None: all, in the files' order.
 
     Raises:
-        TutorialError: a file is missing, does not hold JSON lines or cannot be read to its end, a split has
-            no good row, or a row is bad and `rejected` is None; the file and the line are named.
+        TutorialError: a file cannot be read to its end, is not of JSON lines or has no good row, or a row is
+            bad and `rejected` is None; names the file, and the line.
     """
     if rejected:
         rejected.unlink(missing_ok=True)
@@ -86,9 +77,7 @@ def load(
     shown = re.sub(r"(?<=//)[^/]*@", "", address.rstrip("/"))  # without a password
     web = address.startswith(("http://", "https://"))
     if web and re.search("[?#]", address):
-        raise TutorialError(
-            f"DATA={re.split('[?#]', shown)[0]}: an address of a folder has no '?' and no '#'"
-        )
+        raise TutorialError(f"DATA={re.split('[?#]', shown)[0]}: set a folder's address, without ? and #")
     place = address.rstrip("/") if web else Place.of(address, "DATA")
     for split in SPLITS:
         try:
@@ -97,25 +86,20 @@ def load(
         except UNREADABLE as error:
             unreachable = type(error) in UNREACHABLE and not splits
             if source or not (sample_allowed and task.sample and unreachable):
-                reason = one_line(error)[:300]
-                raise TutorialError(f"DATA: {shown}/{split}.jsonl cannot be read ({reason})") from None
+                file = f"{shown}/{split}.jsonl"
+                raise TutorialError(f"DATA: {file} cannot be read ({one_line(error)[:300]})") from None
             print(f"{address} cannot be reached within {TIMEOUT_S} s: using the embedded sample.")
             return load(task, "sample", counts=counts, seed=seed)
     if rejected and rejected.exists():
-        with rejected.open("rb") as file:
-            bad = sum(1 for _ in file)
+        bad = rejected.read_bytes().count(b"\n")
         total = bad + sum(getattr(rows, "read", len(rows)) for rows in splits.values())
         print(f"SKIP_BAD_ROWS: {bad} of {total} rows are bad and were set aside in {rejected}")
     return splits
 
 
 def parse(stream: io.BufferedReader, file: str, task: Task, rejected: Path | None = None) -> Iterator[Row]:
-    """The rows of one JSON-lines file; a byte order mark and CRLF line ends are accepted.
-
-    Raises:
-        TutorialError: the file has another shape or no good row, or one is bad and there is no `rejected` to
-            take it; names the file, and the line from 1.
-    """
+    """The rows of one JSON-lines file; a byte order mark and CRLF line ends are accepted. TutorialError if it
+    has another shape or no good row, or if a row, named by its line from 1, is bad and `rejected` is None."""
     if stream.peek().startswith(b"\xef\xbb\xbf"):
         stream.read(3)
     found = shape(stream.peek().lstrip())
@@ -136,10 +120,9 @@ def parse(stream: io.BufferedReader, file: str, task: Task, rejected: Path | Non
             rejected.parent.mkdir(parents=True, exist_ok=True)
             with rejected.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(bad, ensure_ascii=False) + "\n")
-    if not good and first:
-        raise TutorialError(f"{file}: no row is good, all are in {rejected}; the first: {first}")
     if not good:
-        raise TutorialError(f"{file}: the split is empty; set DATA to files that hold rows")
+        bad = f"no row is good, all are in {rejected}; the first: {first}"
+        raise TutorialError(f"{file}: {bad if first else 'the split is empty; set DATA to files with rows'}")
 
 
 def shape(head: bytes) -> str:
@@ -175,8 +158,7 @@ def overlap(splits: dict[str, list[Row]]) -> str:
 
 
 def write(splits: dict[str, list[Row]], folder: Path, columns: dict[str, str] | None = None) -> list[str]:
-    """Write a Parquet file a split, and the `dataset_info.json` from which LLaMA-Factory learns the columns;
-    return the names of the files.
+    """Write a Parquet file a split and LLaMA-Factory's key to them, `dataset_info.json`; return the names.
 
     Parquet keeps types; of JSON lines LLaMA-Factory's reader guesses them: `2024-01-31` becomes a date. By
     default the instruction is the system turn; LLaMA-Factory's own default joins it into the user turn.
@@ -198,9 +180,8 @@ def _open(place: Place | str, name: str) -> Iterator[tuple[io.BufferedReader, st
     except UNREADABLE as missing:
         if type(missing) in UNREACHABLE:
             raise
-        name = f"{name}.gz"
         try:
-            raw = _raw(place, name)
+            raw, name = _raw(place, f"{name}.gz"), f"{name}.gz"
         except UNREADABLE:
             raise missing from None
     with raw, io.BufferedReader(raw, BUFFER) as stream:
@@ -208,7 +189,7 @@ def _open(place: Place | str, name: str) -> Iterator[tuple[io.BufferedReader, st
         yield io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER) if packed else stream, name
 
 
-def _raw(place: Place | str, name: str) -> BinaryIO:
+def _raw(place: Place | str, name: str) -> io.IOBase:
     if isinstance(place, Place):
         return (place / name).open()
     headers = {"Accept-Encoding": "identity"}  # a server that compresses would hide a file that is cut off
