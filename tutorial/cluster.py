@@ -75,7 +75,8 @@ def _address_file() -> Path:
 
 def joins() -> bool:
     """Whether `ray.init` will join a cluster that runs already, rather than start one here."""
-    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or _address_file().is_file()
+    address = os.environ.get("RAY_ADDRESS", "")
+    return address != "local" and (address != "" or _address_file().is_file())
 
 
 def options() -> dict[str, Any]:
