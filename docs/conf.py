@@ -1,17 +1,27 @@
-"""`make docs`: README.ipynb as a web page, with the outputs that it holds. Nothing is executed.
+"""`make docs`: README.ipynb, with the outputs that it holds, and docs/*.md as web pages. Nothing is executed.
 
-Sphinx's source folder is the project's root, so that the notebook's links and images are found.
+Sphinx's source folder is the project's root, so that the links and images of all pages are found.
 """
 
 import os
+import posixpath
 from pathlib import Path
 
 import nbformat
 from docutils import nodes
+from nbformat.v4 import new_markdown_cell
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = {  # of docs/: the name of each in the navigation
+    "your-data": "Your data",
+    "evaluation": "Evaluation",
+    "benchmarks": "Benchmarks",
+    "reliability": "Reliability",
+    "deployment": "Deployment",
+    "configuration": "Configuration",
+}
 LONG = 15  # lines; a cell that printed more has its outputs folded
 
 # Where GitHub builds the page it says what repository this is, and what commit.
@@ -22,10 +32,10 @@ FILES = f"{SERVER}/{REPOSITORY}/blob/{COMMIT}"
 
 project = html_title = "Fine-tune, evaluate and serve an LLM on Ray"
 extensions = ["myst_nb", "sphinx_copybutton"]
-include_patterns = ["README.ipynb", "CONTRIBUTING.md"]
+include_patterns = ["README.ipynb", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in PAGES)]
 exclude_patterns = [".*", "out"]  # large folders, which need not be searched
 root_doc = "README"
-suppress_warnings = ["toc.not_included"]  # there is no tree: the page links to the other one
+suppress_warnings = ["toc.not_included"]  # CONTRIBUTING.md is linked to, and not in the navigation
 
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -45,6 +55,7 @@ html_context = {"default_mode": "auto", "server": SERVER, "repository": REPOSITO
 html_favicon = "favicon.svg"
 html_theme_options = {
     "logo": {"text": "LLM on Ray"},  # the whole title is wider than a telephone
+    "header_links_before_dropdown": len(PAGES),
     "article_header_start": [],
     "article_header_end": ["source-links"],
     "secondary_sidebar_items": ["page-toc"],
@@ -60,9 +71,9 @@ class RepositoryLinks(SphinxTransform):
     default_priority = 999
 
     def apply(self, **kwargs) -> None:
-        pages = [*self.document.findall(addnodes.pending_xref)]
+        folder, pages = posixpath.dirname(self.env.docname), [*self.document.findall(addnodes.pending_xref)]
         for link in [*self.document.findall(addnodes.download_reference), *pages]:
-            target = link["reftarget"]
+            target = posixpath.normpath(posixpath.join(folder, link["reftarget"]))
             if link in pages and not (ROOT / target).is_dir():
                 continue
             if REPOSITORY:
@@ -72,11 +83,13 @@ class RepositoryLinks(SphinxTransform):
 
 
 def prepare(app, docname: str, source: list[str]) -> None:
-    """Which outputs are long and what a plot's alternative text is, said where MyST-NB reads it: in a cell's
-    metadata, so that nobody has to write it there."""
+    """Add what the notebook need not hold, where MyST-NB reads it: the navigation, which outputs are long,
+    each plot's alternative text."""
     if docname != "README":
         return
     notebook = nbformat.reads(source[0], as_version=4)
+    links = [f"{title} <docs/{name}>" for name, title in PAGES.items()]
+    notebook.cells.append(new_markdown_cell("\n".join(["```{toctree}", ":hidden:", *links, "```"])))
     for cell in notebook.cells:
         if not cell.get("outputs"):
             continue
