@@ -17,6 +17,7 @@ from fastapi import Request
 from hypothesis import strategies as st
 from ray.serve._private import constants
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
+from starlette.responses import JSONResponse
 
 from tests.conftest import ROOT
 from tutorial import door
@@ -294,6 +295,7 @@ class Attack:
 
 
 KEY = "a-key-of-the-first-team"
+HEADERS = {"authorization": f"Bearer {KEY}"}
 
 
 def ask(app, headers=(), body=(b"",), path="/v1/models"):
@@ -313,8 +315,21 @@ def ask(app, headers=(), body=(b"",), path="/v1/models"):
 
 
 def told(app, **asked):
-    status, _, body = ask(app, {"authorization": f"Bearer {KEY}", "x-request-id": "some-id"}, **asked)
-    return status, json.loads(body)["error"]
+    headers = {
+        "authorization": f"Bearer {KEY}",
+        "x-request-id": "some-id",
+        "content-type": "application/json",
+    }
+    status, _, body = ask(app, headers, **asked)
+    return status, json.loads(body).get("error")
+
+
+def reading(kind):
+    async def app(scope, receive, send):
+        await door.read(Request(scope, receive), kind)
+        await JSONResponse({})(scope, receive, send)
+
+    return app
 
 
 def raising(error):
@@ -447,20 +462,31 @@ def test_a_refusal_can_be_sent_between_processes():
             for value in (None, 5, "x", [5], [{"role": "user", "content": [5]}])
         ],
         (400, b'{"messages": [], "stream_options": 5}', JSON),
+        (400, json.dumps({"messages": [], "n": 129}).encode(), JSON),
+        (400, json.dumps({"messages": [], "bad_words": ["x"] * 2000}).encode(), JSON),
     ],
 )
 def test_a_body_that_is_none(status, body, headers):
-    async def app(scope, receive, send):
-        await door.read(Request(scope, receive), ChatCompletionRequest)
-
     pieces = [body[start : start + 2**16] for start in range(0, len(body), 2**16)] or [b""]
     found, _, content = ask(
-        app, {"authorization": f"Bearer {KEY}"} | {k.lower(): v for k, v in headers.items()}, pieces
+        reading(ChatCompletionRequest),
+        {"authorization": f"Bearer {KEY}"} | {k.lower(): v for k, v in headers.items()},
+        pieces,
     )
     assert found == status
     error = json.loads(content)["error"]
     assert error["type"] == "invalid_request_error"
     assert isinstance(error["param"], str | None)
+
+
+@pytest.mark.parametrize("prompt", [["x"] * 129, [[1]] * 129, ["x"] * 65])
+def test_more_answers_than_are_given(prompt):
+    status, error = told(reading(CompletionRequest), body=[json.dumps({"prompt": prompt, "n": 2}).encode()])
+    assert (status, error["message"][:3]) == (400, "n: ")
+
+
+def test_a_prompt_of_many_tokens_is_one_answer():
+    assert told(reading(CompletionRequest), body=[json.dumps({"prompt": [1] * 5000}).encode()])[0] == 200
 
 
 def test_lists_that_pydantic_reads_late_can_be_sent_on():

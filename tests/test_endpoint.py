@@ -149,6 +149,34 @@ def test_the_ingress_scales_as_it_is_told():
     assert {key: getattr(found, key) for key in scaling} == scaling
 
 
+def test_the_ingress_reaches_the_storage_as_the_engines_do():
+    served = {"model_loading_config": {"model_id": "tiny"}}
+    env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "here", "VLLM_LOGGING_LEVEL": "WARNING"}
+    args = {"llm_configs": [served | {"runtime_env": {"env_vars": env}}], "key_digests": ["0"]}
+    options = {"ray_actor_options": {"num_cpus": 0.5, "runtime_env": {"env_vars": {"AWS_REGION": "there"}}}}
+    app = endpoint.build(args | {"ingress_deployment_config": options})
+    found = app._bound_deployment.ray_actor_options
+    assert found["num_cpus"] == 0.5
+    assert found["runtime_env"]["env_vars"] == {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_REGION": "there",
+    }
+
+
+def test_a_number_of_ingresses_takes_the_place_of_scaling():
+    served = {"model_loading_config": {"model_id": "tiny"}}
+    args = {"llm_configs": [served], "key_digests": ["0"], "ingress_deployment_config": {"num_replicas": 3}}
+    assert endpoint.build(args)._bound_deployment.num_replicas == 3
+
+
+def test_adapters_without_a_place():
+    served = {
+        "model_loading_config": {"model_id": "tiny"},
+        "lora_config": {"max_num_adapters_per_replica": 2},
+    }
+    assert endpoint.build({"llm_configs": [served], "key_digests": ["0"]})
+
+
 def test_the_beginning_of_an_answer_does_not_wait_for_the_rest():
     hour = {"stream_batching_interval_ms": 3_600_000}
     served = {"model_loading_config": {"model_id": "tiny"}, "experimental_configs": hour}

@@ -4,12 +4,11 @@ import hashlib
 import hmac
 import json
 import logging
-import secrets
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from ray.serve.exceptions import BackPressureError
 from starlette.datastructures import Headers
@@ -17,42 +16,24 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tutorial import TutorialError, one_line
+from tutorial import one_line
 
 T = TypeVar("T", bound=BaseModel)
-KEY_LENGTH = 16  # characters, at least
-LARGEST = 4 * 2**20  # bytes of a request's body
+LARGEST = 2**20  # bytes of a request's body
+MOST = 1000  # elements of a list in it, except for a prompt
+MOST_ANSWERS = 128  # to one request; as OpenAI's limit of `n`
 LONGEST = 500  # characters of a message
 # With these a client tells Ray Serve how long its request may take, and not to notice that it went away.
 LIMITS = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
 # The headers that go on to the model's process. Ray would send all: the key, cookies, what else is secret.
-PASSED_ON = """accept content-encoding content-length content-type host traceparent tracestate
-    transfer-encoding user-agent x-request-id x-session-id""".split()
+PASSED_ON = ("accept", "content-encoding", "content-length", "content-type", "host", "transfer-encoding")
+PASSED_ON += ("user-agent", "x-request-id")
 # By these vLLM's own server tells a client's mistake from a failure. Ray Serve LLM knows ValueError alone.
-CLIENTS = {
-    "VLLMClientError",
-    "ValueError",
-    "TypeError",
-    "OverflowError",
-    "NotImplementedError",
-    "TemplateError",
-}
+CLIENTS = {"VLLMClientError", "ValueError", "TypeError", "OverflowError", "NotImplementedError"}
+CLIENTS |= {"TemplateError"}  # Jinja's
 CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 408: "timeout"}
 CODES |= {413: "too_large", 415: "unsupported_media_type", 500: "internal_error", 503: "overloaded"}
 ERROR = b'data: {"error":'  # so begins an event of a stream that is an error
-
-
-def keys(given: SecretStr | None) -> list[str]:
-    """The keys of `API_KEYS`, separated by commas; one made for this run if none is given.
-
-    Raises:
-        TutorialError: one is short. It does not say which: a key stands in no message.
-    """
-    listed = given.get_secret_value().split(",") if given else []
-    found = [key.strip() for key in listed if key.strip()] or [secrets.token_urlsafe(32)]
-    if any(len(key) < KEY_LENGTH or not key.isascii() for key in found):
-        raise TutorialError(f"API_KEYS: a key has fewer than {KEY_LENGTH} characters, or some beyond ASCII")
-    return found
 
 
 def digest(key: str) -> str:
@@ -142,7 +123,9 @@ class Door:
 
         try:
             self._check(headers)
-            passed = [(name, value) for name, value in headers.raw if name.decode("latin-1") in PASSED_ON]
+            passed = [
+                (name, value) for name, value in headers.raw if name.decode("latin-1") in PASSED_ON.split()
+            ]
             await self.app(scope | {"headers": passed}, receive, pass_on)
         except Exception as error:
             told = refusal(error, headers.get("x-request-id", ""), self.offered)
@@ -182,7 +165,13 @@ async def read(request: Request, kind: type[T]) -> T:
             raise ValueError("the body is not a JSON object")
         asked = kind.model_validate(given)
         for name, value in asked:
+            if name != "prompt" and isinstance(value, list | dict) and len(value) > MOST:
+                raise ValueError(f"{name}: {len(value)} elements; at most {MOST} are taken")
             setattr(asked, name, _whole(value))
+        prompts = getattr(asked, "prompt", None)
+        texts = sum(not isinstance(each, int) for each in prompts) if isinstance(prompts, list) else 1
+        if (answers := texts * (asked.n or 1)) > MOST_ANSWERS:
+            raise ValueError(f"n: {answers} answers are asked for; at most {MOST_ANSWERS} are given")
         return asked
     except Exception as error:
         raise mistake(error) or Refused(400, "the request is not understood") from None

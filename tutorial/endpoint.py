@@ -6,9 +6,11 @@ one's own (ray#59578); it is built here from public parts.
 
 import asyncio
 import os
+import secrets
 import time
 
 from fastapi import FastAPI, Request
+from pydantic import SecretStr
 from ray import serve
 from ray.serve.llm import LLMConfig, LLMServingArgs, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
@@ -18,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from tutorial import TutorialError, adapters, settings
-from tutorial.door import Door, Refused, digest, keys, read
+from tutorial.door import Door, Refused, digest, read
 from tutorial.replica import STORAGE_S, Server, adapters_of
 
 ROUTES = {
@@ -27,7 +29,21 @@ ROUTES = {
     "completions": ("POST", "/v1/completions"),
     "chat": ("POST", "/v1/chat/completions"),
 }
+KEY_LENGTH = 16  # characters, at least
 ARGS = ("llm_configs", "ingress_deployment_config", "key_digests")
+
+
+def keys(given: SecretStr | None) -> list[str]:
+    """The keys of `API_KEYS`, separated by commas; one made for this run if none is given.
+
+    Raises:
+        TutorialError: one is short. It does not say which: a key stands in no message.
+    """
+    listed = given.get_secret_value().split(",") if given else []
+    found = [key.strip() for key in listed if key.strip()] or [secrets.token_urlsafe(32)]
+    if any(len(key) < KEY_LENGTH or not key.isascii() for key in found):
+        raise TutorialError(f"API_KEYS: a key has fewer than {KEY_LENGTH} characters, or some beyond ASCII")
+    return found
 
 
 class Ingress(OpenAiIngress):
