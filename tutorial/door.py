@@ -62,8 +62,8 @@ def mistake(error: BaseException | None) -> Refused | None:
         )
     if CLIENTS & {kind.__name__ for kind in type(error).__mro__}:
         return Refused(400, one_line(error), param=getattr(error, "parameter", None))
-    # vLLM's EngineGenerateError hides what is wrong with a grammar.
-    return mistake(error.__cause__) if error and error.__cause__ else None
+    hides = type(error).__name__ == "EngineGenerateError"  # vLLM's, for what is wrong with a grammar
+    return mistake(error.__cause__) if hides else None
 
 
 def refusal(error: Exception, request_id: str, offered: str) -> Refused:

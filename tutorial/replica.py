@@ -17,6 +17,9 @@ from tutorial.door import Refused, mistake
 from tutorial.files import Place
 
 AT_ONCE = 2  # pieces of a streamed answer: the role, which has no text, and the first token
+GUIDES = ("structured_outputs", "response_format", "tools")  # what makes a grammar
+ALONE = {"stream": False, "stream_options": None, "n": 1, "min_tokens": 0}
+ALONE |= {"max_tokens": 1, "max_completion_tokens": None}
 STORAGE_S = 3  # that the storage may take to say whether an adapter is still there
 
 
@@ -89,18 +92,16 @@ class Server(LLMServer):
         return self._ask(super().completions, request, raw_request_info)
 
     async def _ask(self, ask, request, info) -> AsyncGenerator:
+        if model := serve.get_multiplexed_model_id():
+            await self.adapters.check(model.partition(":")[2])
+        if request.stream and any(getattr(request, name, None) for name in GUIDES):
+            # In a stream vLLM does not say what is wrong with a grammar. One token outside of a stream does.
+            known = {name: value for name, value in ALONE.items() if name in type(request).model_fields}
+            async for _ in self._ask(ask, request.model_copy(update=known), info):
+                pass
+        async with self.loading[model]:  # the engine refuses to load an adapter that it is loading already
+            pieces = await ask(request, info)
         try:
-            if model := serve.get_multiplexed_model_id():
-                await self.adapters.check(model.partition(":")[2])
-            if request.stream and (request.structured_outputs or request.response_format):
-                # In a stream vLLM does not say what is wrong with a grammar. One token outside of one does.
-                alone = {"stream": False, "stream_options": None, "n": 1, "max_tokens": 1, "min_tokens": 0}
-                async for _ in self._ask(ask, request.model_copy(update=alone), info):
-                    pass
-            async with self.loading[
-                model
-            ]:  # the engine refuses to load an adapter that it is loading already
-                pieces = await ask(request, info)
             async for piece in pieces:
                 yield piece
         except Exception as error:
