@@ -123,9 +123,7 @@ class Door:
 
         try:
             self._check(headers)
-            passed = [
-                (name, value) for name, value in headers.raw if name.decode("latin-1") in PASSED_ON.split()
-            ]
+            passed = [(name, value) for name, value in headers.raw if name.decode("latin-1") in PASSED_ON]
             await self.app(scope | {"headers": passed}, receive, pass_on)
         except Exception as error:
             told = refusal(error, headers.get("x-request-id", ""), self.offered)
