@@ -110,8 +110,8 @@ def load() -> Figure:
         times = {share: [level[f"p{share}_{kind}_ms"] / 1000 for level in levels] for share in (50, 95)}
         axes.plot(at, times[50], "o-", color=BLUE)
         axes.fill_between(at, times[50], times[95], color=BLUE, alpha=0.2, linewidth=0)
-        axes.annotate("p50", (at[-1], times[50][-1]), (-4, -16), textcoords="offset points", ha="right")
-        axes.annotate("p95", (at[-1], times[95][-1]), (-14, 0), textcoords="offset points", ha="right")
+        axes.annotate("p50", (at[2], times[50][2]), (0, -16), textcoords="offset points", ha="center")
+        axes.annotate("p95", (at[3], times[95][3]), (-4, 4), textcoords="offset points", ha="right")
         axes.set(title=title, xlabel="concurrent requests", xscale="log", ylim=(0, None))
         axes.set_xticks(at, at)
         axes.minorticks_off()

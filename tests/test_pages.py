@@ -20,7 +20,7 @@ NAMES = (
     r"H[12]00|L4|S3|SHA-256|p\d\d|F1|Qwen2\.5-7B|SmolLM2(-135M)?|\b(7B|135M)|bf16|float32|v1|Q4_1|[48]-bit"
 )
 NAMES += r"|[\d,.]+ (GB|GiB|MiB|ms)\b|\b[45]\d\d\b|UTF-\d+|95(%|th)|2\.0|4\.0|INLG 2019|KubeRay \d\.\d"
-NAMES += r"|Python 3\.\d+( and 3\.\d+)?|port 8000|(?m:^\d\. )"
+NAMES += r"|Python 3\.\d+( and 3\.\d+)?|port 8\d{3}|(?m:^\d\. )"
 BLOCKS = re.compile(r"```.*?```|`[^`]*`|\{[{%].*?[%}]\}|\]\([^)]*\)|^#.*?$", re.DOTALL | re.MULTILINE)
 
 
