@@ -1,66 +1,181 @@
-"""The LLaMA-Factory recipe: a yaml whose `ray` section is Ray Train's and whose rest is LLaMA-Factory's."""
+"""The LLaMA-Factory recipe: a yaml whose section `ray` is Ray Train's and whose rest is LLaMA-Factory's."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import fields
+from difflib import get_close_matches
+from enum import Enum
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from tutorial import TutorialError
-from tutorial.settings import read_yaml
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
+
+from tutorial import TutorialError, one_line
+from tutorial.settings import first_error, read_yaml
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's max_lora_rank
-RAY_KEYS = {"num_workers", "use_gpu", "resources_per_worker", "max_failures", "num_to_keep", "env_vars"}
+SHOWN = ("lora_rank", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "cutoff_len")
+POSITIVE = (*SHOWN, "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps")
+ON_GPU = ("fp16", "pure_bf16", "fp8", "tf32", "enable_liger_kernel", "quantization_bit", "use_unsloth")
+EMBEDDINGS = ("embed", "lm_head", "wte", "output_layer")
+RAY = "Ray Train runs as the section `ray` says: num_workers, resources_per_worker, env_vars"
+REFUSED = {  # why a key must have LLaMA-Factory's default
+    "the engines serve plain LoRA adapters only": (
+        "finetuning_type use_dora pissa_init additional_target use_llama_pro"
+    ),
+    "the engines do not have the base model that this adapter would need": (
+        "adapter_name_or_path create_new_adapter train_from_scratch rope_scaling mixture_of_depths resize_vocab "
+        "add_tokens add_special_tokens new_special_tokens_config"
+    ),
+    "every worker here holds the whole model (PyTorch's DDP)": (
+        "deepspeed fsdp use_mca use_hyper_parallel use_kt"
+    ),
+    RAY: "ray_num_workers ray_init_kwargs master_addr master_port",
+    "the notebook writes the rows anew for each run": "tokenized_path streaming",
+    "the batch stage answers the test rows": "do_predict predict_with_generate",
+    "the rows are questions with answers (sft)": "stage",
+    "RESUME=1 resumes a run": "resume_from_checkpoint",
+    "no run resumes without the optimizer's state": "save_only_model",
+    "a restarted worker has no earlier checkpoint to return to": "load_best_model_at_end",
+    "a run trains all of its steps": "early_stopping_steps",
+    "it needs an older version of transformers": "shift_attn",
+    "training generates nothing": "infer_backend",
+}
+ELSEWHERE = {  # why a key is not for the recipe
+    RAY: "ray_run_name ray_storage_path placement_strategy resources_per_worker",
+    "the setting SEED says it": "seed",
+}
+WHY, WHY_NOT_HERE = ({k: why for why, keys in d.items() for k in keys.split()} for d in (REFUSED, ELSEWHERE))
 
 
-def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The recipe as LLaMA-Factory's arguments and Ray Train's section.
+class RayArgs(BaseModel, coerce_numbers_to_str=True):
+    """The section `ray`: one worker, on a GPU unless the recipe has `use_cpu`."""
+
+    num_workers: PositiveInt = 1
+    use_gpu: bool = True
+    resources_per_worker: dict[str, NonNegativeFloat] = {}
+    max_failures: int = Field(2, ge=-1)
+    num_to_keep: PositiveInt = 3
+    env_vars: dict[str, str] = {}
+
+
+def load(path: Path, gpus: float | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe as LLaMA-Factory's arguments and Ray Train's, checked whole, with what later cells need.
+
+    Values get the types of LLaMA-Factory's dataclasses (YAML reads `1e-4` as text). `dataset` and `eval_dataset`
+    become the notebook's splits. The first step is logged, so that there is a loss.
+
+    Args:
+        path: the yaml file.
+        gpus: how many the cluster has. If 0, `use_cpu` is filled in.
 
     Raises:
-        TutorialError: the file is no yaml, or holds a key that neither of them knows.
+        TutorialError: a key is unknown, or its value is wrong or nothing that this project trains and serves;
+            names the file, the key and the value.
     """
-    try:
-        args = read_yaml(path)
-    except OSError as error:
-        raise TutorialError(f"{path.name}: cannot be read ({error.strerror})") from None
-    ray_section = args.pop("ray", None) or {}
-    for key in ray_section:
-        if key not in RAY_KEYS:
-            known = ", ".join(sorted(RAY_KEYS))
-            raise TutorialError(f"{path.name}: unknown key {key!r} in `ray`; known: {known}")
-    for key in sorted(RAY_KEYS - set(ray_section)):
-        raise TutorialError(f"{path.name}: the key {key!r} is missing in `ray`")
-    if args.get("lora_rank") not in SERVED_RANKS:
-        ranks = ", ".join(map(str, SERVED_RANKS))
-        raise TutorialError(f"{path.name}: lora_rank={args.get('lora_rank')}: vLLM serves {ranks}")
-    if "cutoff_len" not in args:
-        raise TutorialError(f"{path.name}: the key 'cutoff_len' is missing")
-    known = _llamafactory_keys()
+    args = read_yaml(path)
+
+    def refuse(key: str, why: str) -> None:
+        raise TutorialError(f"{path.name}: {key}={args[key]!r}: {why}")
+
+    section, (kinds, known, hints, templates) = args.pop("ray", None), _llamafactory()
     for key in args:
-        if key not in known:
-            raise TutorialError(f"{path.name}: LLaMA-Factory does not know the key {key!r}")
-    return args, ray_section
+        if key in WHY_NOT_HERE:
+            refuse(key, f"{WHY_NOT_HERE[key]}; delete the key")
+        _check_known(path, key, known, "LLaMA-Factory does not know the key")
+        try:
+            args[key] = _typed(hints[key], args[key])
+        except ValidationError as error:
+            refuse(key, error.errors()[0]["msg"][:150])
+        if key in WHY and args[key] and args[key] != known[key]:
+            refuse(key, f"{WHY[key]}; delete the key")
+        if key in POSITIVE and not 0 < args[key] < math.inf:
+            refuse(key, "a number above 0 is needed")
+    args = {key: known[key] for key in SHOWN} | {"do_train": True, "model_name_or_path": "model"} | args
+    args |= {"lora_alpha": args.get("lora_alpha") or 2 * args["lora_rank"]}
+    if args["lora_rank"] not in SERVED_RANKS:
+        refuse("lora_rank", f"vLLM serves {', '.join(map(str, SERVED_RANKS))}")
+    if not args["do_train"]:
+        refuse("do_train", "the notebook trains; delete the key")
+    if any(name in args.get("lora_target", "") for name in EMBEDDINGS):
+        refuse("lora_target", "the engines take no LoRA on embeddings and output layers; leave them out")
+    if args.get("template"):
+        _check_known(path, args["template"], templates, "LLaMA-Factory does not know the template")
+    for name in (args.get("report_to") or "none").split(","):
+        if name.strip() not in ("none", "all") and not find_spec(name.strip()):
+            refuse("report_to", f"the package {name.strip()} is not installed; set it to none or tensorboard")
+    args |= {"dataset": "train", "logging_first_step": True}
+    if args.get("eval_dataset") or not args.get("val_size"):
+        args["eval_dataset"] = "val"
+    try:
+        for kind in kinds:
+            kind(**{key: args[key] for key in get_type_hints(kind) if key in args})
+    except (ValueError, AssertionError) as error:
+        raise TutorialError(f"{path.name}: {one_line(error)}") from None
+    ray_args = _ray_args(path, section, args, gpus)
+    for key in ON_GPU:
+        if args.get(key) and not ray_args["use_gpu"]:
+            refuse(key, "it needs a GPU, and training uses CPUs; delete the key")
+    return args, ray_args
 
 
 def longest_row(args: dict[str, Any]) -> int:
     """Tokens of the longest row that is trained whole: LLaMA-Factory cuts longer ones, and leaves out of its
     packs those that would fill one alone (llamafactory.data.processor.supervised)."""
-    return args["cutoff_len"] - bool(args.get("packing"))
+    return args["cutoff_len"] - bool(args.get("packing") or args.get("neat_packing"))
 
 
-def _llamafactory_keys() -> set[str]:
-    # Imported here: LLaMA-Factory brings torch and transformers, and takes seconds.
-    from llamafactory.hparams import (
-        DataArguments,
-        FinetuningArguments,
-        GeneratingArguments,
-        ModelArguments,
-        TrainingArguments,
+def _ray_args(path: Path, section: Any, args: dict[str, Any], gpus: float | None) -> dict[str, Any]:
+    """The section `ray`, filled in, as is `use_cpu` in `args`: both say the same of GPUs."""
+    section = {} if section is None else section
+    if not isinstance(section, dict):
+        raise TutorialError(f"{path.name}: ray={section!r}: a mapping of keys to values is needed")
+    for key in section:
+        _check_known(path, key, RayArgs.model_fields, "the section `ray` has no key")
+    args.setdefault("use_cpu", not section.get("use_gpu", gpus != 0))
+    try:
+        found = RayArgs(**{"use_gpu": not args["use_cpu"]} | section).model_dump()
+    except ValidationError as error:
+        raise TutorialError(f"{path.name}: ray.{first_error(error)}") from None
+    resources = {"CPU": 1, "GPU": int(found["use_gpu"])} | found["resources_per_worker"]
+    if not bool(resources["GPU"]) == found["use_gpu"] != args["use_cpu"]:
+        raise TutorialError(f"{path.name}: use_cpu, ray.use_gpu and GPU in ray.resources_per_worker disagree")
+    return found | {"resources_per_worker": {kind: each for kind, each in resources.items() if each}}
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """The value as the type that a dataclass names. Raises ValidationError."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(value, bool) and bool not in kinds:  # YAML reads a bare `no` as false
+        value = "yes" if value else "no"
+    if isinstance(value, list) and str in kinds:
+        value = ",".join(map(str, value))
+    enum = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)), None)
+    found = TypeAdapter(enum or hint, config={"coerce_numbers_to_str": True}).validate_python(value)
+    return found.value if isinstance(found, Enum) else found
+
+
+def _check_known(path: Path, key: str, known: Iterable[str], problem: str) -> None:
+    if key not in known:
+        near = "".join(f"; did you mean {each!r}?" for each in get_close_matches(key, list(known), n=1))
+        raise TutorialError(f"{path.name}: {problem} {key!r}{near}")
+
+
+@cache
+def _llamafactory() -> tuple[list[type], dict[str, Any], dict[str, Any], Iterable[str]]:
+    """LLaMA-Factory's dataclasses that check themselves, all keys' defaults, their types, and the templates."""
+    from llamafactory import hparams  # imported here: it takes seconds
+    from llamafactory.data.template import TEMPLATES
+
+    kinds = [hparams.DataArguments, hparams.FinetuningArguments, hparams.GeneratingArguments]
+    kinds.append(hparams.ModelArguments)
+    every = [*kinds, hparams.TrainingArguments]
+    known = {field.name: field.default for kind in every for field in fields(kind) if field.init}
+    return (
+        kinds,
+        known,
+        {key: hint for kind in every for key, hint in get_type_hints(kind).items()},
+        TEMPLATES,
     )
-
-    parts = (
-        ModelArguments,
-        DataArguments,
-        TrainingArguments,
-        FinetuningArguments,
-        GeneratingArguments,
-    )
-    return {f.name for part in parts for f in fields(part)}
