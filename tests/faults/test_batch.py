@@ -18,7 +18,7 @@ task.max_tokens = 48
 BATCH = [*cells.SET_UP, BY_FOURS, *cells.PREPARE, *cells.ASK]
 POISON = """
 for number, bad in ((3, ""), (5, None), (9, "word " * 3000)):
-    used["test"][number] = used["test"][number] | {"input": bad}
+    rows["test"][number] = rows["test"][number] | {"input": bad}
 """
 
 
