@@ -1,6 +1,92 @@
-"""What the notebook's run measured: `make test` runs README.ipynb at a small size, then these."""
+"""`make run` on a small notebook, cells by their ids, and what the run of README.ipynb measured that `make test`
+begins with."""
 
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
 import pytest
+
+from tests.conftest import ROOT
+from tutorial import run
+
+LEAVES = """
+import matplotlib.pyplot as plt
+import datasets, json, pathlib, tempfile
+with tempfile.TemporaryDirectory() as folder:
+    pathlib.Path(folder, "a.json").write_text(json.dumps([{"a": "a row of the user's"}]))
+    datasets.load_dataset("json", data_files=f"{folder}/a.json")
+plt.plot([1, 2])
+pathlib.Path("out").mkdir(exist_ok=True)
+pathlib.Path("out", "results.json").write_text("{}")
+print("done", file=open("out/said", "w"))
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with the same code, in a folder whose name has a space: runs a notebook of its own."""
+    root = tmp_path / "my repo"
+    root.mkdir()
+    shutil.copytree(ROOT / "tutorial", root / "tutorial", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def main(*sources, **environment):
+        cells = [nbformat.v4.new_markdown_cell("## 1. One"), nbformat.v4.new_markdown_cell("## Two")]
+        cells += [nbformat.v4.new_code_cell(source) for source in sources]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "README.ipynb")
+        env = {key: value for key, value in (os.environ | environment).items() if value is not None}
+        command = [sys.executable, "-m", "tutorial.run"]
+        return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+
+    main.root = root
+    return main
+
+
+@pytest.mark.parametrize("home", ["empty", "/dev/null", "", None])
+def test_a_run_leaves_nothing_outside_of_its_project(project, tmp_path, home):
+    home = str(tmp_path / home) if home == "empty" else home
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a tmp").mkdir()
+    ours = [name for name in os.environ if name.startswith(("HF_", "JUPYTER", "IPYTHON", "MPL", "XDG_"))]
+    done = project(LEAVES, **dict.fromkeys(ours), HOME=home, TMPDIR=str(tmp_path / "a tmp"))
+    assert done.returncode == 0, done.stderr
+    assert (project.root / "out" / "said").read_text() == "done\n"
+    assert [*(tmp_path / "empty").iterdir(), *(tmp_path / "a tmp").iterdir()] == []
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "a tmp", "my repo"}
+
+
+def test_a_run_says_its_stages_and_needs_no_docs(project):
+    (project.root / "out").mkdir()
+    done = project("from pathlib import Path", "Path('out/results.json').write_text('{}')")
+    first, last = done.stdout.splitlines()
+    assert first.endswith(" s] 1. One")
+    assert last.endswith(" s] done: out/README.ipynb, and its figures in out/results.json")
+    assert (project.root / "out" / "README.json").read_text() == "{}"
+
+
+def test_a_run_that_fails_leaves_no_figures(project):
+    (project.root / "out").mkdir()
+    (project.root / "out" / "README.json").write_text("{}")
+    done = project("from tutorial import TutorialError", "raise TutorialError('set X')")
+    assert (done.returncode, done.stderr) == (1, "TutorialError: set X\n")
+    written = nbformat.read(project.root / "out" / "README.ipynb", as_version=4)
+    assert written.cells[-1].outputs[0].evalue == "set X"
+    assert not (project.root / "out" / "README.json").exists()
+    assert "1/0" in project("1/0").stderr
+
+
+def test_cells_are_used_by_their_ids():
+    notebook = nbformat.read(run.README, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert run.cells() == {cell.id: cell.source for cell in code}
+    assert len(run.cells()) == len(code)
+    names = run.define("train-loop", given=1)
+    assert (names["given"], names["__name__"]) == (1, "__main__")
+    assert names["train_loop"].__globals__ is names
+    with pytest.raises(KeyError, match="no-such-cell"):
+        run.define("train-loop", "no-such-cell")
 
 
 def test_every_row_comes_back(results):
