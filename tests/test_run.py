@@ -1,5 +1,4 @@
-"""`make run` on a small notebook, cells by their ids, and what the run of README.ipynb measured that `make test`
-begins with."""
+"""`make run` on a small notebook, cells by their ids, and what `make test` measured with README.ipynb."""
 
 import os
 import shutil
