@@ -84,6 +84,13 @@ def test_what_was_not_tried_is_said_on_one_page():
     assert [name for name, text in TEXTS.items() if hedges.search(text)] == ["configuration.md"]
 
 
+def test_a_restart_left_the_adapter_as_it_would_have_been():
+    found = render.context()["measured"]["resume-cpu"]
+    whole, broken = found["uninterrupted"], found["worker killed"]
+    assert broken["fault"]["resumed"] < broken["fault"]["killed"] < found["steps"]
+    assert (whole["loss"], whole["adapter_sha256"]) == (broken["loss"], broken["adapter_sha256"])
+
+
 def test_every_setting_is_explained():
     page = TEXTS["configuration.md"]
     cells = re.findall(r"^\| (`[A-Z_]+`.*?) \|", page, flags=re.MULTILINE)
