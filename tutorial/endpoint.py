@@ -9,9 +9,11 @@ import os
 import secrets
 import time
 
+import ray
 from fastapi import FastAPI, Request
 from pydantic import SecretStr
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve.llm import LLMConfig, LLMServingArgs, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
@@ -19,8 +21,9 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionReq
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tutorial import TutorialError, adapters, settings
+from tutorial import TutorialError, adapters, one_line, settings
 from tutorial.door import Door, Refused, digest, read
+from tutorial.files import Place
 from tutorial.replica import STORAGE_S, Server, adapters_of
 
 ROUTES = {
@@ -121,9 +124,7 @@ def build(args: dict) -> serve.Application:
         digests = [digest(key) for key in keys(given)]
     serving = LLMServingArgs.model_validate({key: args[key] for key in ARGS[:2] if key in args})
     configs = serving.llm_configs
-    for config in configs:
-        if place := adapters_of(config):
-            adapters.verify_all(place, base=config.model_id)
+    _verify(configs)
     app = FastAPI(openapi_url=None)
     offered = ", ".join(f"{method} {path.replace(':path', '')}" for method, path in ROUTES.values())
     app.add_middleware(Door, digests=digests, offered=offered)
@@ -143,22 +144,43 @@ def build(args: dict) -> serve.Application:
     return ingress.options(**_options(configs, serving.ingress_deployment_config)).bind(servers, configs)
 
 
+def _aws(config: LLMConfig) -> dict[str, str]:
+    env_vars = (config.runtime_env or {}).get("env_vars", {})
+    return {name: value for name, value in env_vars.items() if name.startswith("AWS_")}
+
+
+def _verify(configs: list[LLMConfig]) -> None:
+    """Compare what is published already with its manifests, in a worker: it has the keys to the storage."""
+
+    def verify(path: str, base: str) -> None:
+        adapters.verify_all(Place.of(path, "dynamic_lora_loading_path"), base)
+
+    for config in configs:
+        if path := config.lora_config and config.lora_config.dynamic_lora_loading_path:
+            task = ray.remote(verify).options(num_cpus=0, runtime_env={"env_vars": _aws(config)})
+            try:
+                ray.get(task.remote(path, config.model_id))
+            except RayTaskError as error:
+                told = error.cause if isinstance(error.cause, TutorialError) else None
+                raise told or TutorialError(
+                    f"dynamic_lora_loading_path={path}: {one_line(error.cause)}"
+                ) from None
+
+
 def _options(configs: list[LLMConfig], given: dict) -> dict:
     """Ray's options for an ingress, with those that are given, and the engines' way to the storage."""
-    options = Ingress.get_deployment_options(configs) | given
-    if "num_replicas" in given:
-        options.pop("autoscaling_config")
-    else:
-        defaults = Ingress.get_deployment_options(configs)["autoscaling_config"]
-        options["autoscaling_config"] = defaults | given.get("autoscaling_config", {})
-    actor = given.get("ray_actor_options", {})
-    env = actor.get("runtime_env", {})
-    engines = [(config.runtime_env or {}).get("env_vars", {}) for config in configs]
-    aws = {name: value for each in engines for name, value in each.items() if name.startswith("AWS_")}
-    env_vars = aws | env.get("env_vars", {})
-    return options | (
-        {"ray_actor_options": actor | {"runtime_env": env | {"env_vars": env_vars}}} if env_vars else {}
-    )
+    options = Ingress.get_deployment_options(configs)
+    scaling = options.pop("autoscaling_config")
+    options |= given
+    if "num_replicas" not in given:
+        options["autoscaling_config"] = scaling | given.get("autoscaling_config", {})
+    env = given.get("ray_actor_options", {}).get("runtime_env", {})
+    env_vars = {name: value for config in configs for name, value in _aws(config).items()}
+    env_vars |= env.get("env_vars", {})
+    if env_vars:
+        actor = given.get("ray_actor_options", {}) | {"runtime_env": env | {"env_vars": env_vars}}
+        options["ray_actor_options"] = actor
+    return options
 
 
 async def _raise(request: Request, error: Exception) -> Response:
