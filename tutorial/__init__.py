@@ -13,6 +13,7 @@ run       `make run`                                smollm2, quickstart  the sma
 """
 
 import time
+from pathlib import Path
 
 STARTED = time.monotonic()  # when a run began
 
@@ -27,3 +28,14 @@ class TutorialError(Exception):
 def one_line(error: Exception) -> str:
     """The first line of an error's text, or its name if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def read_text(path: Path) -> str:
+    """The text of a user's file; TutorialError if it cannot be read or is not UTF-8, naming the line."""
+    try:
+        return (content := path.read_bytes()).decode("utf-8-sig")
+    except OSError as error:
+        raise TutorialError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise TutorialError(f"{path.name}: line {line}: not UTF-8; save the file as UTF-8") from None

@@ -174,7 +174,7 @@ def all_see(config: Settings, nodes: list[dict]) -> bool:
     """Whether every machine of `ray.nodes()` sees `config.shared_folder()`."""
     # A cluster that was joined may get more machines later.
     alone = sum(node["Alive"] for node in nodes) == 1 and not joins()
-    return alone or config.shared_dir is not None or config.on_anyscale()
+    return alone or config.shared_dir is not None or config.shared_folder() != ROOT / ".cache"
 
 
 def session_folder() -> Path | None:

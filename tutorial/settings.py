@@ -15,16 +15,15 @@ from dotenv.parser import parse_stream
 from pydantic import BaseModel, Field, PositiveInt, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings
 
-from tutorial import TutorialError, one_line
+from tutorial import TutorialError, one_line, read_text
 
 ROOT = Path(__file__).resolve().parents[1]
-ANYSCALE_SHARED = Path("/mnt/cluster_storage")
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in a job that was submitted to a Ray cluster
 OTHERS = ("AWS_", "AZURE_", "GOOGLE_", "HF_", "RAY_", "VLLM_", "WANDB_")  # AWS_PROFILE is no misspelt PROFILE
 
 
 class Rows(BaseModel, extra="forbid"):
-    """How many rows of each split a run uses, drawn at random. None means all of them."""
+    """Rows of each split that a run uses, drawn at random; None means all of them."""
 
     train: PositiveInt | None = None
     val: PositiveInt | None = None
@@ -60,7 +59,7 @@ class Settings(BaseSettings, env_ignore_empty=True, extra="ignore", env_file_enc
     """What a user may set; `.env.example` explains each. Empty values count as unset."""
 
     profile: Literal["cpu", "gpu"] | None = None
-    # Without `--`, which Ray Serve reads as `/`. (`<run_name>-earlier` is a name too.)
+    # Without `--`, which Ray Serve reads as `/`; not `-` at the end either, as `<run name>-earlier` is served.
     run_name: str | None = Field(None, pattern="^[a-z0-9]+(-[a-z0-9]+)*$", min_length=3, max_length=63)
     resume: bool = False
     storage: str | None = None
@@ -97,19 +96,17 @@ class Settings(BaseSettings, env_ignore_empty=True, extra="ignore", env_file_enc
 
     def shared_folder(self) -> Path:
         """The folder for the base model; TutorialError if it cannot be written."""
-        folder = self.shared_dir or (ANYSCALE_SHARED if self.on_anyscale() else ROOT / ".cache")
+        anyscale = Path("/mnt/cluster_storage")
+        shared = "ANYSCALE_ARTIFACT_STORAGE" in os.environ and anyscale.is_dir()
+        folder = self.shared_dir or (anyscale if shared else ROOT / ".cache")
         try:
             folder = folder.expanduser().resolve()
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return folder
         except (OSError, RuntimeError) as error:  # RuntimeError: `~` has no home
-            reason = f"{getattr(error, 'strerror', error)}; set SHARED_DIR to a folder that can be written"
-            raise TutorialError(f"SHARED_DIR={folder}: {reason}") from None
-
-    def on_anyscale(self) -> bool:
-        """Whether this is an Anyscale workspace or job, whose machines share a folder."""
-        return "ANYSCALE_ARTIFACT_STORAGE" in os.environ and ANYSCALE_SHARED.is_dir()
+            why = f"{getattr(error, 'strerror', error)}; set SHARED_DIR to a folder that can be written"
+            raise TutorialError(f"SHARED_DIR={folder}: {why}") from None
 
     def sample_allowed(self, profile: Profile) -> bool:
         """Whether synthetic rows may replace a source that cannot be reached: on a CPU, not in a job."""
@@ -118,13 +115,12 @@ class Settings(BaseSettings, env_ignore_empty=True, extra="ignore", env_file_enc
     def choose_profile(self, resources: dict[str, float]) -> Profile:
         """The profile that `PROFILE` names, else the one that fits `ray.cluster_resources()`."""
         name = self.profile or ("gpu" if resources.get("GPU") else "cpu")
-        path = ROOT / "profiles" / f"{name}.yaml"
         try:
-            profile = Profile.model_validate(read_yaml(path))
+            profile = Profile.model_validate(read_yaml(ROOT / "profiles" / f"{name}.yaml"))
         except ValidationError as error:
-            raise TutorialError(f"{path.name}: {first_error(error)}") from None
-        profile._name = name
-        profile.model, profile.recipe = self.model or profile.model, self.recipe or profile.recipe
+            raise TutorialError(f"{name}.yaml: {first_error(error)}") from None
+        profile._name, profile.model = name, self.model or profile.model
+        profile.recipe = self.recipe or profile.recipe
         wanted = {split: rows for split in Rows.model_fields if (rows := getattr(self, f"{split}_rows"))}
         profile.rows = profile.rows.model_copy(update=wanted)
         if self.workers:
@@ -147,7 +143,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a UTF-8 file holds; TutorialError, naming the line, if it holds something else."""
     try:
-        content = yaml.load(_text(path), _Loader)  # noqa: S506  a SafeLoader
+        content = yaml.load(read_text(path), _Loader)  # noqa: S506  a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = f"line {mark.line + 1}: {error.problem}" if mark else f"not YAML: {one_line(error)}"
@@ -157,24 +153,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _text(path: Path) -> str:
-    try:
-        return (content := path.read_bytes()).decode("utf-8-sig")
-    except OSError as error:
-        raise TutorialError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise TutorialError(f"{path.name}: line {line}: not UTF-8; save the file as UTF-8") from None
-
-
 def first_error(error: ValidationError) -> str:
     """A validation error's first finding as one line that names the key."""
     found = error.errors()[0]
     key = ".".join(str(part) for part in found["loc"])
     message = one_line(found["msg"].removeprefix("Value error, "))
-    if error.title == Settings.__name__ and key:
-        key = f"{key.upper()}={found['input']!r}"
-    return f"{key}: {message}" if key else message
+    name = f"{key.upper()}={found['input']!r}" if error.title == Settings.__name__ else key
+    return f"{name}: {message}" if key else message
 
 
 def load(env_file: Path = ROOT / ".env") -> Settings:
@@ -191,7 +176,7 @@ def export(env_file: Path) -> None:
 
     TutorialError if a line is not KEY=VALUE, or its key is set twice or almost a setting's name.
     """
-    text = _text(env_file) if env_file.exists() else ""
+    text = read_text(env_file) if env_file.exists() else ""
     known, seen = [name.upper() for name in Settings.model_fields], []
     for key, value, source, failed in parse_stream(StringIO(text)):
         blank = source.string[: -len(source.string.lstrip())].count("\n")
@@ -205,9 +190,9 @@ def export(env_file: Path) -> None:
         if name in seen:
             raise TutorialError(f"{where}: {name} is set twice")
         if name not in known and not name.startswith(OTHERS):
-            near = [setting for setting in known if name.upper().startswith(f"{setting}_")]
-            if near := near or get_close_matches(name.upper(), known, 1, 0.75):
-                raise TutorialError(f"{where}: {name} is no setting; did you mean {near[0]}?")
+            near = [each for each in known if name.upper().startswith(f"{each}_")]
+            for each in near or get_close_matches(name.upper(), known, 1, 0.75):
+                raise TutorialError(f"{where}: {name} is no setting; did you mean {each}?")
         seen.append(name)
     # Not our own settings: they are read from the file each time, and here the first value would stay.
     for key, value in dotenv_values(stream=StringIO(text)).items():
