@@ -10,10 +10,11 @@ each stage, and the mean and spread over the candidates.
 """
 
 import os
-import queue
 import statistics
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from tutorial.settings import ROOT
 
 OWN = {"PROFILE": "gpu", "RECIPE": "benchmarks/lora_sft_smollm2.yaml", "MODEL": "SmolLM2-135M-Instruct"}
 CANDIDATES = {f"seed {number}": {"seed": number} for number in range(3)}
-NOTED = ("eval_loss", "train_loss", "train_runtime", "epoch")
 COLUMNS = ("val", "test", "test_low", "test_high", "test, guided", "seconds/fine-tuning", "total_s")
 KINDS = ("val", "test", "val, guided", "test, guided")
 
@@ -33,23 +33,24 @@ KINDS = ("val", "test", "val, guided", "test, guided")
 def one() -> dict[str, Any]:
     """Run the notebook for one candidate, with the settings of the environment."""
     with common.notebook() as names:
-        used, val = names["used"], len(names["used"]["val"])
-        rows = [*used["val"], *used["test"]]
+        rows = names["rows"]
+        asked, val = [*rows["val"], *rows["test"]], len(rows["val"])
         systems = {name: names["SYSTEMS"][name] for name in ("fine-tuned", "fine-tuned, guided")}
         exact = {}
-        for system, answered in common.ask(names, rows, systems).items():
+        for system, answered in common.ask(names, asked, systems).items():
             for split, part in (("val", answered[:val]), ("test", answered[val:])):
                 scores = score.scores(list(part["answer"]), list(part["target"]), names["task"].meaning)
                 exact[split + system.removeprefix("fine-tuned")] = scores.loc["exact match"].to_dict()
         names["clock"].stage(None)
         seconds, facts = names["clock"].seconds, common.facts(names)
-        return {kind: exact[kind]["value"] for kind in KINDS} | {
+        found = {kind: exact[kind]["value"] for kind in KINDS} | {
+            key: facts[key] for key in ("model", "data")
+        }
+        return found | {
             "test_low": exact["test"]["low"],
             "test_high": exact["test"]["high"],
-            "rows": {"train": len(used["train"]), "val and test": len(rows)},
-            "model": facts["model"],
-            "data": facts["data"],
-            "training": {key: value for key, value in names["result"].metrics.items() if key in NOTED},
+            "rows": {"train": len(rows["train"]), "val and test": len(asked)},
+            "training": names["result"].metrics,
             "seconds": seconds,
             "total_s": round(sum(seconds.values())),
         }
@@ -69,6 +70,13 @@ def together(found: dict[str, dict]) -> dict[str, Any]:
     }
 
 
+def on_gpus(work: Callable[[str, str], Any], names: Iterable[str], gpus: list[str]) -> dict[str, Future]:
+    """Call `work` with each name and a GPU, for as many names at once as there are GPUs."""
+    own, free = threading.local(), iter(gpus)  # each thread keeps one, whatever becomes of its calls
+    pool = ThreadPoolExecutor(len(gpus), initializer=lambda: setattr(own, "gpu", next(free)))
+    return {name: pool.submit(lambda name=name: work(name, own.gpu)) for name in names}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure the candidates of the command line."""
     options = common.parser(__doc__, "accuracy", CANDIDATES)
@@ -84,29 +92,20 @@ def main(argv: list[str] | None = None) -> None:
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
         map(str, range(int(args.machine.get("GPU", 0))))
     )
-    free = queue.SimpleQueue()
-    for gpu in gpus.split(","):
-        free.put(gpu)
 
-    def start(overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def start(name: str, gpu: str) -> dict[str, Any]:
         """One candidate in a process of its own, with a Ray of its own."""
-        folder.mkdir()
-        path = folder / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe | {"seed": 0} | overrides), encoding="utf-8")
-        env = {"RECIPE": str(path), "SEED": str(overrides.get("seed", 0)), "KILL_WORKER": "0", "PORT": ""}
-        gpu = free.get()
-        try:
-            return common.alone(one, env=own | env | {"RAY_TMPDIR": str(folder), "CUDA_VISIBLE_DEVICES": gpu})
-        finally:
-            free.put(gpu)
+        overrides = dict(args.candidates[name])
+        # A short path: Ray makes sockets there, and the length of theirs has a limit.
+        with tempfile.TemporaryDirectory(prefix="s-") as folder:
+            path = Path(folder, "recipe.yaml")
+            seed = str(overrides.pop("seed", 0))
+            path.write_text(yaml.safe_dump(recipe | overrides), encoding="utf-8")
+            env = {"RECIPE": str(path), "SEED": seed, "KILL_WORKER": "0", "PORT": ""}
+            return common.alone(one, env=own | env | {"RAY_TMPDIR": folder, "CUDA_VISIBLE_DEVICES": gpu})
 
-    # A short path: Ray makes sockets there, and the length of theirs has a limit.
-    with tempfile.TemporaryDirectory(prefix="s-") as folder, ThreadPoolExecutor(free.qsize()) as pool:
-        started = {
-            name: pool.submit(start, overrides, Path(folder, str(number)))
-            for number, (name, overrides) in enumerate(args.candidates.items())
-        }
-        common.compare(args, lambda name, _: started[name].result(), together, COLUMNS)
+    started = on_gpus(start, args.candidates, gpus.split(","))
+    common.compare(args, lambda name, _: started[name].result(), together, COLUMNS)
 
 
 if __name__ == "__main__":

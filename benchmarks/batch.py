@@ -34,15 +34,10 @@ def plain(engine: dict, adapter: Path, sampling: dict, warm: list[list], asked: 
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    llm = LLM(**engine)
+    llm, lora = LLM(**engine), LoRARequest(common.ADAPTER, 1, str(adapter))
     for messages in (warm, asked):
         start = time.monotonic()
-        answers = llm.chat(
-            messages,
-            SamplingParams(**sampling),
-            use_tqdm=False,
-            lora_request=LoRARequest(common.ADAPTER, 1, str(adapter)),
-        )
+        answers = llm.chat(messages, SamplingParams(**sampling), use_tqdm=False, lora_request=lora)
         seconds = time.monotonic() - start
         assert all(len(answer.outputs[0].token_ids) == sampling["max_tokens"] for answer in answers)
     return seconds

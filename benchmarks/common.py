@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import yaml
 from tabulate import tabulate
 
-from tutorial import adapters, cluster, data, model, run, settings, stage, storage, tasks
+from tutorial import adapters, cluster, data, model, run, settings, storage, tasks
 from tutorial.settings import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -73,8 +74,6 @@ def parse(
         if unknown := set(args.candidates or []) - set(candidates):
             options.error(f"no candidate {', '.join(sorted(unknown))}; known: {', '.join(candidates)}")
         args.candidates = {name: candidates[name] or {} for name in args.candidates or candidates}
-    import torch  # imported here: it takes seconds, and --help does not need it
-
     args.cpu = args.small or not torch.cuda.is_available()
     if args.small:
         vars(args).update(model="tiny", rows=96)
@@ -83,8 +82,7 @@ def parse(
     cluster.prepare()
     args.machine = {} if args.cpu else alone(machine)
     if not args.out:
-        # Of "NVIDIA H100 80GB HBM3" the first word with a number.
-        kinds = [*re.findall(r"\w*\d\w*", " ".join(args.machine)), "cpu"]
+        kinds = [*re.findall(r"\w*\d\w*", " ".join(args.machine)), "cpu"]  # H100, 80GB, HBM3, cpu
         folder, kind = (ROOT / "out", "small") if args.small else (RESULTS, kinds[0].lower())
         args.out = folder / f"{args.script}-{kind}.json"
     return args
@@ -92,8 +90,6 @@ def parse(
 
 def machine() -> dict[str, float]:
     """This machine's GPUs, in the form of `ray.cluster_resources()`."""
-    import torch
-
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {"GPU": len(names)} | {f"accelerator_type:{name}": 1.0 for name in names}
 
@@ -124,6 +120,8 @@ def child() -> None:
     """What `alone` starts."""
     folder = Path(sys.argv[1])
     cluster.prepare()
+    from tutorial import stage
+
     sys.path[:], module, name, args = pickle.loads((folder / "call").read_bytes())  # noqa: S301  written by this program
     try:
         function = getattr(__import__(module, fromlist=[name]), name)
@@ -150,6 +148,8 @@ def compare(
         columns: of the table: keys of what was found, nested ones as `loss/mean`.
         levels: the key of a list; the table then has a row for each of its items.
     """
+    from tutorial import stage
+
     found, start, longest = {}, time.monotonic(), 0.0
     hidden = ("out", "candidates", "script", "cpu", "machine")
     options = {key: value for key, value in vars(args).items() if key not in hidden}
@@ -223,6 +223,8 @@ def end_ray(first: Callable[[], None] = lambda: None) -> None:
     """Call `first`, then end Ray."""
     import ray
 
+    from tutorial import stage
+
     with stage.reports():
         first()
         ray.shutdown()
@@ -290,6 +292,8 @@ def ask(names: dict[str, Any], rows: list[dict], systems: dict[str, dict]) -> di
 
 def facts(names: dict[str, Any]) -> dict[str, Any]:
     """What a run of the notebook was of, for its JSON."""
+    from tutorial import stage
+
     task, chosen, used = (names[name] for name in ("task", "profile", "used"))
     whole = len(names["rows"]["train"]) == task.expected.get("train")
     return {
@@ -298,8 +302,8 @@ def facts(names: dict[str, Any]) -> dict[str, Any]:
         "data": task.name if whole else f"{task.name}, sample",
         "model": Path(chosen.model).name,
         "recipe": Path(chosen.recipe).name,
-        "train_rows": len(used["train"]),
-        "test_rows": len(used["test"]),
+        "train_rows": len(rows["train"]),
+        "test_rows": len(rows["test"]),
     }
 
 
@@ -318,7 +322,6 @@ def prepare(name: str) -> tuple[Path, Path]:
 
 
 def _make(name: str, real: Path, folder: Path) -> None:
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 

@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from benchmarks import common
-from tutorial import plots, score, stage
+from tutorial import plots, score
 from tutorial.settings import ROOT
 
 CURVE = common.RESULTS / "curve-cpu-h200.json"
@@ -107,6 +107,8 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--pitfalls", action="store_true", help="train once, ask in three ways")
     options.add_argument("--picture", type=Path, help="to draw of all points in the JSON")
     args = common.parse(options, None, argv)
+    from tutorial import stage
+
     own = {"KILL_WORKER": "0"} | (common.SMALL if args.small else {})
     own |= {"DATA": args.data} if args.data else {}
     if args.pitfalls:

@@ -23,9 +23,10 @@ from typing import Any
 import pandas as pd
 import psutil
 from matplotlib import pyplot as plt
+from openai import OpenAI, OpenAIError
 
 from benchmarks import common, serving
-from tutorial import plots, stage
+from tutorial import plots
 from tutorial.settings import ROOT
 
 MEASURES = ("request_throughput", *(f"p{p}_{kind}_ms" for kind in ("ttft", "e2el") for p in (50, 95, 99)))
@@ -37,8 +38,6 @@ class Load:
     """Clients that ask `model` without a pause, each its next question when the last one is answered."""
 
     def __init__(self, url: str, key: str, model: str, clients: int):
-        from openai import OpenAI
-
         self.client, self.model = OpenAI(base_url=url, api_key=key), model
         self.begun, self.answered, self.failed = time.monotonic(), [], []
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # OpenAI's: not a line for each request
@@ -57,8 +56,6 @@ class Load:
             thread.join()
 
     def _ask(self) -> None:
-        from openai import OpenAIError
-
         asked = [{"role": "user", "content": "Name a game, and say why it is worth playing."}]
         while not self._over.is_set():
             start = time.monotonic()
@@ -214,6 +211,8 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--picture", type=Path, help="to draw of what was found")
     options.set_defaults(engine={})  # as it is in the profile
     args = common.parse(options, None, argv)
+    from tutorial import stage
+
     model_path, adapter = common.prepare("tiny" if args.small else "135m")
     found = {"stamp": stage.stamp(args.machine), "model": model_path.name}
     for part in (levels, scaling):

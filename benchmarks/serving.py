@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import requests
 import yaml
+from transformers import AutoTokenizer
 
 from benchmarks import common
 
@@ -99,7 +100,7 @@ def bench(service: Service, asked: Path, each: int, levels: list[int], kept: tup
 
 
 @contextlib.contextmanager
-def vllm_serve(args: argparse.Namespace, model_path: Path, adapter: Path) -> Iterator[Service]:
+def vllm_serve(args: argparse.Namespace, model_path: Path, adapter: Path, _: dict) -> Iterator[Service]:
     """vLLM's server, which asks for no key."""
     profile = common.profile(args.cpu, model_path, {"engine": args.engine})
     with tempfile.TemporaryDirectory() as folder:
@@ -138,8 +139,6 @@ def ray_serve(args: argparse.Namespace, model_path: Path, adapter: Path, given: 
 @contextlib.contextmanager
 def write_prompts(args: argparse.Namespace, model_path: Path) -> Iterator[Path]:
     """A file of questions, each with the number of tokens of the row's own answer."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         for row in common.rows(args.rows, args.data):
@@ -154,12 +153,9 @@ def measure(
     name: str, overrides: dict, args: argparse.Namespace, model_path: Path, adapter: Path
 ) -> dict[str, Any]:
     """Start one server, ask it, stop it."""
-    if name == VLLM:
-        server = vllm_serve(args, model_path, adapter)
-    else:
-        server = ray_serve(args, model_path, adapter, overrides)
+    server = vllm_serve if name == VLLM else ray_serve
     start = time.monotonic()
-    with write_prompts(args, model_path) as prompts, server as service:
+    with write_prompts(args, model_path) as prompts, server(args, model_path, adapter, overrides) as service:
         ready_s = time.monotonic() - start
         # Each twice, and the second counts: kernels are compiled for a size when it first comes.
         twice = [*reversed(args.levels), *args.levels]

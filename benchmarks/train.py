@@ -30,10 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+import yaml
+from torch.utils.benchmark import Timer
+from transformers import AutoTokenizer, TrainerCallback
 
 from benchmarks import common
-from tutorial.settings import ROOT
+from tutorial.settings import ROOT, read_yaml
 
 GIB = 2**30
 CHECKPOINTS, NO_CHECKPOINTS = ({"disable_gradient_checkpointing": off} for off in (False, True))
@@ -165,17 +167,11 @@ class Meter(TrainerCallback):
 
 
 def matrix_limit(size: int) -> float:
-    """FLOP a second of a bf16 matrix product on random data, median of 20."""
+    """FLOP a second of a bf16 matrix product on random data, median over a second or more."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
-    seconds = []
-    for _ in range(25):
-        start = time.perf_counter()
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(seconds[5:])
+    factors = {name: torch.randn(size, size, device=device).bfloat16() for name in "ab"}
+    timer = Timer("a @ b", globals=factors, num_threads=torch.get_num_threads())  # waits for the GPU
+    return 2 * size**3 / timer.blocked_autorange(min_run_time=1).median
 
 
 def derive(found: dict[str, dict], limit: float, tokens: float) -> dict:
@@ -199,48 +195,51 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--rows", type=int, default=5103, help="as many as ViGGO has")
     options.add_argument("--workers", type=int, default=1, help="Ray Train workers, one a GPU")
     args = common.parse(options, CANDIDATES, argv)
-    from transformers import AutoTokenizer
-
     from tutorial import data, prompt, recipe, run
     from tutorial.files import Place
 
     model_path, _ = common.prepare(args.model)
     limit = common.alone(matrix_limit, 512 if args.small else 8192)
     rows = common.rows(args.rows, args.data)
-    recipe_args, ray_args = recipe.load(ROOT / f"lora_sft_ray{'_cpu' * args.small}.yaml")
-    chat = prompt.Chat(model_path, recipe_args)
-    said = [[*chat.messages(row), {"role": "assistant", "content": row["output"]}] for row in rows]
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    tokens = statistics.mean(map(len, tokenizer.apply_chat_template(said, return_dict=False)))
-    print(f"bf16 matrix limit {limit / 1e12:.3g} TFLOP/s, {tokens:.0f} tokens a row", flush=True)
-
+    base = read_yaml(ROOT / f"lora_sft_ray{'_cpu' * args.small}.yaml") | SAME_FOR_ALL
     measured = {key: vars(args)[key] for key in ("rows", "seconds", "samples", "warmup")}
     make_trainer = run.define("train-loop", "trainer")["make_trainer"]
     common.start_ray()
     with tempfile.TemporaryDirectory() as scratch:
+
+        def chat_of(folder: Path, overrides: dict) -> tuple[prompt.Chat, dict]:
+            """How the model is trained with a recipe, which is checked whole; and Ray Train's part of it."""
+            path = folder / "recipe.yaml"
+            path.write_text(yaml.safe_dump(base | overrides))
+            recipe_args, ray_args = recipe.load(path)
+            return prompt.Chat(model_path, recipe_args), ray_args
+
+        chat, _ = chat_of(Path(scratch), {})
         splits = {"train": chat.rows(rows), "val": chat.rows(rows[:48])}
         data.write(splits, Path(scratch, "data"), chat.columns)
-
-        ours = {"workers": args.workers, "memory_gib": None, "input_casts": True}
+        said = [[*chat.messages(row), {"role": "assistant", "content": row["output"]}] for row in rows]
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+        tokens = statistics.mean(map(len, tokenizer.apply_chat_template(said, return_dict=False)))
+        print(f"bf16 matrix limit {limit / 1e12:.3g} TFLOP/s, {tokens:.0f} tokens a row", flush=True)
 
         def measure(name: str, overrides: dict) -> dict[str, Any]:
-            wanted = chat.recipe_args | SAME_FOR_ALL | ours | overrides
-            workers = wanted.pop("workers")
             folder = Path(tempfile.mkdtemp(dir=scratch))
-            limits = {key: wanted.pop(key) for key in ("memory_gib", "input_casts")}
-            meter = partial(Meter, path=folder / "found.json", **measured, **limits)
+            ours = {"workers": args.workers, "memory_gib": None, "input_casts": True}
+            ours = {key: overrides.get(key, value) for key, value in ours.items()}
+            chat, ray_args = chat_of(folder, {key: overrides[key] for key in overrides.keys() - ours})
+            workers = ours.pop("workers")
             loop_config = {
-                "args": wanted,
+                "args": chat.recipe_args,
                 "model": str(model_path),
                 "data": Place.of(f"{scratch}/data"),
                 "scratch": f"benchmark-{secrets.token_hex(8)}",
-                "callbacks": [meter],
+                "callbacks": [partial(Meter, path=folder / "found.json", **measured, **ours)],
             }
-            ray_section = ray_args | {"num_workers": workers, "max_failures": 0, "num_to_keep": 1}
-            result = make_trainer(loop_config, ray_section, Place.of(str(folder))).fit()
-            if mistake := (result.metrics or {}).get("mistake"):
-                raise RuntimeError(mistake)
-            return {"workers": workers} | json.loads((folder / "found.json").read_text())
+            ray_args |= {"num_workers": workers, "max_failures": 0, "num_to_keep": 1}
+            result = make_trainer(loop_config, ray_args, Place.of(str(folder))).fit()
+            if not (found := folder / "found.json").is_file():
+                raise RuntimeError(result.return_value or "no step was trained")
+            return {"workers": workers} | json.loads(found.read_text())
 
         args.limit_tflops, args.tokens_per_row = limit / 1e12, tokens
         common.compare(args, measure, lambda found: derive(found, limit, tokens), COLUMNS)

@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from ray.exceptions import RayTaskError
 
-from benchmarks import common, serving, train
+from benchmarks import accuracy, common, serving, train
 from tests import cells
 from tests.conftest import ROOT
 from tutorial import run
@@ -98,8 +100,12 @@ def test_every_cell_and_name_that_is_used_is_there():
 
 def test_a_process_of_its_own_has_its_environment_and_ours_stays():
     before = dict(os.environ)
-    assert common.alone(getenv, "ONLY_THERE", env={"ONLY_THERE": "yes"}) == ("yes", os.environ["PATH"])
-    assert dict(os.environ) == before
+    with ThreadPoolExecutor(1) as pool:
+        there = pool.submit(common.alone, getenv, "ONLY_THERE", env={"ONLY_THERE": "yes"})
+        while not there.done():  # another thread may copy it at any time
+            assert dict(os.environ) == before
+            time.sleep(0.05)
+    assert there.result() == ("yes", os.environ["PATH"])
 
 
 def getenv(name):
@@ -119,6 +125,15 @@ def fail():
 def test_a_process_of_its_own_that_is_killed():
     with pytest.raises(RuntimeError, match="abort: its process ended"):
         common.alone(os.abort)
+
+
+def test_a_candidate_that_fails_gives_its_gpu_back():
+    started = accuracy.on_gpus(
+        lambda name, gpu: f"{name} on {gpu}" if name != "broken" else 1 / 0, ["broken", "fine"], ["7"]
+    )
+    with pytest.raises(ZeroDivisionError):
+        started["broken"].result(timeout=10)
+    assert started["fine"].result(timeout=10) == "fine on 7"
 
 
 def test_what_is_relative():
