@@ -290,6 +290,17 @@ def test_an_adapter_that_goes_away_or_changes(service, client):
     assert ask(client, f"benchmark-tiny:{common.ADAPTER}", max_tokens=2).usage.completion_tokens == 2
 
 
+def test_a_storage_that_is_silent_takes_no_adapter_away(service, client):
+    store, _ = service
+    server = psutil.Process(store.server.process.pid)
+    server.suspend()
+    try:
+        answer = ask(client, f"benchmark-tiny:{common.ADAPTER}", max_tokens=2)
+        assert answer.usage.completion_tokens == 2
+    finally:
+        server.resume()
+
+
 def test_several_are_the_first_to_ask_for_an_adapter(service, client):
     store, adapter = service
     adapters.publish(store, adapter, "wanted", base="benchmark-tiny", max_rank=common.RANK, recipe={})
@@ -385,7 +396,7 @@ def test_thousands_of_malformed_requests_in_small(client):
 def test_too_many_requests_are_told_to_come_back(client, impatient):
     def one(_, asker=impatient):
         try:
-            return ask(asker, **LONG | {"max_tokens": 100}).usage.completion_tokens
+            return ask(asker, **LONG | {"max_tokens": 40}).usage.completion_tokens
         except openai.InternalServerError as error:
             return error
 
@@ -394,22 +405,22 @@ def test_too_many_requests_are_told_to_come_back(client, impatient):
     refused = [each for each in found if isinstance(each, Exception)]
     assert refused
     assert all(each.status_code == 503 and each.response.headers["retry-after"] == "1" for each in refused)
-    assert [each for each in found if each == 100], "those who were let in are served"
+    assert [each for each in found if each == 40], "those who were let in are served"
 
     patient = client.with_options(max_retries=20)  # it waits as long as it is told to
     with ThreadPoolExecutor(12) as pool:
-        assert list(pool.map(lambda n: one(n, patient), range(12))) == [100] * 12
+        assert list(pool.map(lambda n: one(n, patient), range(12))) == [40] * 12
 
 
 def test_a_client_that_goes_away_frees_its_place(client):
+    start = time.monotonic()
     streams = [ask(client, stream=True, **LONG) for _ in range(4)]  # as many as are let in
     for stream in streams:
         next(stream)
     for stream in streams:
         stream.close()
-    start = time.monotonic()
     assert ask(client, max_tokens=2).usage.completion_tokens == 2
-    assert time.monotonic() - start < TIME_LIMIT_S / 2, "it waited for answers that nobody wanted"
+    assert time.monotonic() - start < TIME_LIMIT_S, "it waited for answers that nobody wanted"
 
 
 def test_a_request_that_takes_too_long_ends_and_the_others_are_served(client, impatient):

@@ -20,7 +20,7 @@ AT_ONCE = 2  # pieces of a streamed answer: the role, which has no text, and the
 GUIDES = ("structured_outputs", "response_format", "tools")  # what makes a grammar
 ALONE = {"stream": False, "stream_options": None, "n": 1, "min_tokens": 0}
 ALONE |= {"max_tokens": 1, "max_completion_tokens": None}
-STORAGE_S = 3  # that the storage may take to say whether an adapter is still there
+STORAGE_S = 1  # that the storage may take to say whether an adapter is still there
 
 
 def adapters_of(config: LLMConfig, **limits: int) -> Place | None:
@@ -36,7 +36,8 @@ class Adapters:
     """
 
     def __init__(self, config: LLMConfig):
-        self.place, self.base = adapters_of(config, attempts=2, timeout_s=STORAGE_S), config.model_id
+        self.place, self.base = adapters_of(config), config.model_id
+        self.asked = adapters_of(config, attempts=1, timeout_s=STORAGE_S)
         self.folder = tempfile.TemporaryDirectory(prefix="adapters-")
         self.loaded: dict[str, bytes] = {}  # manifests, by name
 
@@ -51,29 +52,35 @@ class Adapters:
 
         try:
             await asyncio.to_thread(fetch)
+        except FileNotFoundError:
+            raise self._gone(name) from None
         except TutorialError as error:
-            raise Refused(404, f"{lora_model_id} is not what was published", "model_invalid") from error
+            message = f"{lora_model_id} is not what was published, and is not served"
+            raise Refused(404, message, "model_invalid", "model") from error
         return SimpleNamespace(model_id=lora_model_id, local_path=folder)
 
     async def check(self, name: str) -> None:
-        """Refuse an adapter that was deleted, or replaced after this replica loaded it."""
+        """Refuse an adapter that was deleted or replaced after this replica loaded it."""
 
         def manifest() -> bytes:
-            if not (self.place / name / adapters.CONFIG).exists():
+            if not (self.asked / name / adapters.CONFIG).exists():
                 raise FileNotFoundError
-            return (self.place / name / adapters.MANIFEST).read()
+            return (self.asked / name / adapters.MANIFEST).read()
 
+        if name not in self.loaded:
+            return
         try:
             found = await asyncio.wait_for(asyncio.to_thread(manifest), STORAGE_S)
         except FileNotFoundError:
-            raise Refused(404, f"there is no model {self.base}:{name}", "model_not_found", "model") from None
+            raise self._gone(name) from None
         except (OSError, TimeoutError):
-            if name in self.loaded:  # a storage that is silent takes nothing away
-                return
-            raise
-        if self.loaded.get(name, found) != found:
+            return  # a storage that does not answer takes nothing away
+        if found != self.loaded[name]:
             message = f"{self.base}:{name} was replaced while it was served; publish it under another name"
             raise Refused(404, message, "model_invalid", "model")
+
+    def _gone(self, name: str) -> Refused:
+        return Refused(404, f"there is no model {self.base}:{name}", "model_not_found", "model")
 
 
 class Server(LLMServer):
