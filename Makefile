@@ -21,7 +21,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Without a home folder that can be written, installers cache below this one.
-ifneq ($(shell test -w "$$HOME" && echo yes),yes)
+ifneq ($(shell test -d "$$HOME" -a -w "$$HOME" && echo yes),yes)
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 endif

@@ -136,3 +136,37 @@ def test_the_adapter_answers_and_not_the_base_model(results):
 
 def test_a_streamed_answer_equals_the_unstreamed_one(results):
     assert results["serving"]["streamed"] == results["serving"]["unstreamed"]
+
+
+PROGRAM = """#!/bin/bash
+# Stands for Python, pip and uv: makes an environment's folders, says where packages are, notes its arguments.
+echo "$PWD: ${0##*/} $*" >> "$NOTES"
+if [ "$1 $2" = "-m venv" ]; then
+  mkdir -p "$3/bin" "$3/site"
+  for name in python pip uv; do cp "$0" "$3/bin/$name"; done
+fi
+[ "$1" = "-c" ] && [[ "$2" = *getsitepackages* ]] && echo "$PWD/.venv/site"
+exit 0
+"""
+
+
+@pytest.mark.parametrize("home", ["", "/dev/null"])
+def test_make_installs_below_a_path_with_a_space(tmp_path, home):
+    root = tmp_path / "my repo"
+    shutil.copytree(ROOT / "requirements", root / "requirements")
+    shutil.copy(ROOT / "Makefile", root)
+    program = tmp_path / "python3"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    env = os.environ | {"NOTES": str(tmp_path / "notes"), "HOME": home, "PYTHON": str(program)}
+    command = ["make", ".venv/.ready", f"PYTHON={program}"]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (root / ".venv" / "site" / "torchaudio.py").is_file()
+    *_, last = (tmp_path / "notes").read_text().splitlines()
+    assert last.startswith(f"{root}/.venv/site: python -m compileall")
+    assert (root / ".venv" / ".ready").is_file()
+    printed = "echo $$UV_CACHE_DIR, $$PIP_CACHE_DIR, $$PATH"
+    asked = ["make", "-s", "--eval", f"asked:\n\t{printed}", "asked"]
+    said = subprocess.run(asked, cwd=root, env=env, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"{root}/.cache/uv, {root}/.cache/pip, {root}/.venv/bin:")

@@ -52,8 +52,8 @@ def prepare(env_file: Path = ROOT / ".env") -> None:
 def keep_local() -> None:
     """Keep caches in this project, and requests to this machine away from proxies."""
     (ROOT / ".cache").mkdir(exist_ok=True)  # IPython looks whether it may write there
-    home = os.environ.get("HOME")  # without one, what was downloaded from the hub is kept here too
-    for name in CACHES if home and os.access(home, os.W_OK) else (*CACHES, "HF_HOME"):
+    home = os.environ.get("HOME", "")  # without one, what the hub's client downloads is kept here too
+    for name in CACHES if os.path.isdir(home) and os.access(home, os.W_OK) else (*CACHES, "HF_HOME"):
         os.environ.setdefault(name, str(ROOT / ".cache" / name.lower()))
     upper, lower = os.environ.get("NO_PROXY"), os.environ.get("no_proxy")
     # Programs differ in which of the two they read.

@@ -59,7 +59,7 @@ class Settings(BaseSettings, env_ignore_empty=True, extra="ignore", env_file_enc
     """What a user may set; `.env.example` explains each. Empty values count as unset."""
 
     profile: Literal["cpu", "gpu"] | None = None
-    # Without `--`, which Ray Serve reads as `/`; not `-` at the end either, as `<run name>-earlier` is served.
+    # Without `--`, which Ray Serve reads as `/`; nor `-` at the end, as `<run name>-earlier` is served too.
     run_name: str | None = Field(None, pattern="^[a-z0-9]+(-[a-z0-9]+)*$", min_length=3, max_length=63)
     resume: bool = False
     storage: str | None = None
