@@ -1,6 +1,8 @@
 import json
+import time
 from pathlib import Path
 
+import boto3
 import pytest
 
 from tutorial import cluster, settings
@@ -18,6 +20,22 @@ def store():
     opened = storage.Storage.open(None, "viggo-1")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def user(store, monkeypatch):
+    """A user whose own S3 is `store`'s server, as the environment says; boto3's resource of it."""
+    for name, value in (store.server.keys | store.server.address()).items():
+        monkeypatch.setenv(name, value)
+    return boto3.Session().resource("s3")
+
+
+@pytest.fixture
+def bucket(user):
+    """The name of a new, empty bucket of the user's."""
+    name = f"bucket-{time.time_ns()}"
+    user.create_bucket(Bucket=name)
+    return name
 
 
 @pytest.fixture(scope="session")

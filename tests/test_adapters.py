@@ -2,79 +2,162 @@ import json
 
 import numpy as np
 import pytest
+from peft import LoraConfig
 from safetensors.numpy import save_file
 
-from tutorial import TutorialError, adapters, storage
+from tutorial import TutorialError, adapters
 
 MADE_BY = {"base": "some/base-model", "max_rank": 8, "recipe": {"lora_rank": 8}}
 
 
 @pytest.fixture
 def make(tmp_path):
-    """An adapter of a rank, of one layer, as PEFT writes it."""
+    """An adapter of one layer, as PEFT writes it with `options` of its LoraConfig."""
 
-    def make(rank: int, of_weights: int | None = None):
+    def make(rank: int = 8, of_weights: int | None = None, **options):
         shapes = {"lora_A": (of_weights or rank, 16), "lora_B": (32, of_weights or rank)}
         weights = {f"model.layers.0.q_proj.{k}.weight": np.ones(s, np.float32) for k, s in shapes.items()}
         save_file(weights, tmp_path / adapters.WEIGHTS)
-        config = {"r": rank, "base_model_name_or_path": "/somewhere/on/a/machine/base-model"}
-        (tmp_path / adapters.CONFIG).write_text(json.dumps(config))
+        config = LoraConfig(
+            base_model_name_or_path="/somewhere/on/a/machine/base-model", task_type="CAUSAL_LM"
+        )
+        written = config.to_dict() | {"r": rank, "target_modules": ["q_proj"], "peft_type": "LORA"} | options
+        written = {key: value for key, value in written.items() if value is not ...}
+        (tmp_path / adapters.CONFIG).write_text(json.dumps(written, default=str))
         return tmp_path
 
     return make
 
 
+def refused(store, folder, message):
+    with pytest.raises(TutorialError, match=message) as error:
+        adapters.publish(store, folder, "refused", **MADE_BY)
+    assert "\n" not in str(error.value)
+    assert not [name for name in store.listing() if name.startswith("adapters/refused")]
+
+
 def test_what_is_published_is_what_is_read_back(store, make):
-    made = adapters.publish(store, make(8), "good", **MADE_BY)
-    assert adapters.verify_all(store.uri("adapters"), base="base-model") == {"good": made}
+    made = adapters.publish(store, make(), "good", **MADE_BY)
+    place = store.place / "adapters"
+    assert adapters.verify_all(place, base="base-model")["good"] == made
     assert made.rank == 8
     assert made.base_model == "base-model"
     assert set(made.files) == set(adapters.FILES)
     assert "ray" in made.versions
-    files, path = storage.file_system(store.uri("adapters/good"))
     for file in (adapters.CONFIG, adapters.MANIFEST):
-        with files.open_input_stream(f"{path}/{file}") as stream:
-            assert b"somewhere" not in stream.read(), "a path of the machine that trained it"
+        assert b"somewhere" not in (place / "good" / file).read(), "a path of the machine that trained it"
+    assert adapters.verify_all(store.place / "none", base="base-model") == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_rslora": True},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "eva"},
+        {"lora_dropout": 0.5, "exclude_modules": ["lm_head"], "layers_to_transform": [0]},
+        {"lora_alpha": 16.5, "target_modules": "all-linear"},
+    ],
+)
+def test_what_vllm_serves_as_it_was_trained(store, make, options):
+    adapters.publish(store, make(**options), "served", **MADE_BY)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, r"^adapter_config.json: init_lora_weights"),
+        ({"init_lora_weights": "pissa_niter_16"}, r"^adapter_config.json: init_lora_weights"),
+        ({"init_lora_weights": "olora"}, r"^adapter_config.json: init_lora_weights"),
+        ({"init_lora_weights": "loftq"}, r"^adapter_config.json: init_lora_weights"),
+        ({"init_lora_weights": "corda"}, r"^adapter_config.json: init_lora_weights"),
+        ({"use_dora": True}, r"^adapter_config.json: use_dora=True: vLLM"),
+        ({"modules_to_save": ["lm_head"]}, r"^adapter_config.json: modules_to_save=\['lm_head'\]: vLLM"),
+        ({"rank_pattern": {"q_proj": 4}}, r"^adapter_config.json: rank_pattern="),
+        ({"alpha_pattern": {"q_proj": 4}}, r"^adapter_config.json: alpha_pattern="),
+        ({"bias": "all"}, r"^adapter_config.json: bias: "),
+        ({"lora_bias": True}, r"^adapter_config.json: lora_bias="),
+        ({"trainable_token_indices": [1, 2]}, r"^adapter_config.json: trainable_token_indices="),
+        ({"layer_replication": [[0, 1], [0, 1]]}, r"^adapter_config.json: layer_replication="),
+        ({"target_parameters": ["experts"]}, r"^adapter_config.json: target_parameters="),
+        ({"alora_invocation_tokens": [1]}, r"^adapter_config.json: alora_invocation_tokens="),
+        ({"use_qalora": True}, r"^adapter_config.json: use_qalora="),
+        ({"some_newer_method": {"x": 1}}, r"^adapter_config.json: some_newer_method="),
+        ({"peft_type": "OFT"}, r"^adapter_config.json: peft_type: "),
+        ({"r": ...}, r"^adapter_config.json: r: Field required"),
+        ({"r": 0}, r"^adapter_config.json: r: "),
+        ({"r": "8 or so"}, r"^adapter_config.json: r: "),
+        ({"lora_alpha": ...}, r"^adapter_config.json: lora_alpha: Field required"),
+        ({"lora_alpha": None}, r"^adapter_config.json: lora_alpha: "),
+        ({"target_modules": ...}, r"^adapter_config.json: target_modules: Field required"),
+    ],
+)
+def test_what_vllm_would_serve_as_something_else(store, make, options, message):
+    """An allow-list: also a method that PEFT will have one day is refused, and not served without it."""
+    refused(store, make(**options), message)
+
+
+@pytest.mark.parametrize("content", [b"no JSON", b"[]", b"", b'{"r": "\xe9"}', b'"text"', b"7"])
+def test_a_configuration_that_cannot_be_read(store, make, content):
+    folder = make()
+    (folder / adapters.CONFIG).write_bytes(content)
+    refused(store, folder, r"^adapter_config.json: ")
 
 
 def test_a_rank_that_the_engines_do_not_take(store, make):
-    with pytest.raises(TutorialError, match=r"^adapter_config.json: r=16, the engines take ranks up to 8; "):
-        adapters.publish(store, make(16), "wide", **MADE_BY)
-    with pytest.raises(TutorialError, match=r"lora_A.weight has rank 4, adapter_config.json says r=8$"):
-        adapters.publish(store, make(8, of_weights=4), "odd", **MADE_BY)
-    assert not [name for name in store.listing() if name.startswith(("adapters/wide", "adapters/odd"))]
+    refused(store, make(16), r"^adapter_config.json: r=16, the engines take ranks up to 8; ")
+    refused(store, make(8, of_weights=4), r"lora_A.weight has rank 4, adapter_config.json says r=8$")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.embed_tokens.lora_embedding_A",
+        "model.layers.0.q_proj.lora_magnitude_vector.weight",
+        "model.layers.0.q_proj.lora_B.bias",
+        "lm_head.modules_to_save.weight",
+    ],
+)
+def test_weights_beside_the_two_matrices(store, make, key):
+    folder = make()
+    save_file({key: np.ones((8, 8), np.float32)}, folder / adapters.WEIGHTS)
+    refused(store, folder, rf"^adapter_model.safetensors: {key} is no matrix of LoRA's")
+
+
+def test_an_empty_adapter(store, make):
+    folder = make()
+    save_file({}, folder / adapters.WEIGHTS)
+    refused(store, folder, r"^adapter_model.safetensors: holds no matrices")
 
 
 def test_files_that_changed_or_are_missing(store, make):
-    adapters.publish(store, make(8), "changed", **MADE_BY)
-    uri = store.uri("adapters/changed")
+    adapters.publish(store, make(), "changed", **MADE_BY)
+    place = store.place / "adapters/changed"
     with pytest.raises(TutorialError, match=r"made for base-model, not for another; set MODEL as it was$"):
-        adapters.verify(uri, base="another")
-    files, path = storage.file_system(f"{uri}/{adapters.WEIGHTS}")
-    with files.open_input_stream(path) as stream:
-        content = bytearray(stream.read())
+        adapters.verify(place, base="another")
+    weights = place / adapters.WEIGHTS
+    content = bytearray(weights.read())
     content[-1] ^= 1
-    with files.open_output_stream(path) as stream:
-        stream.write(bytes(content))
+    weights.write(bytes(content))
     with pytest.raises(TutorialError, match=r"safetensors: by its SHA-256 not the file that was published"):
-        adapters.verify(uri, base="base-model")
-    files.delete_file(path)
+        adapters.verify(place, base="base-model")
+    weights.delete()
     with pytest.raises(TutorialError, match=r": adapter_model.safetensors is missing; publish the adapter"):
-        adapters.verify(uri, base="base-model")
-    with files.open_output_stream(path.replace(adapters.WEIGHTS, adapters.MANIFEST)) as stream:
-        stream.write(b"{}")
+        adapters.verify(place, base="base-model")
+    (place / adapters.MANIFEST).write(b"{}")
+    with pytest.raises(TutorialError, match=r": adapter_model.safetensors is missing; publish the adapter"):
+        adapters.verify_all(store.place / "adapters", base="base-model")
+    weights.write(bytes(content))
     with pytest.raises(TutorialError, match=r"manifest.json: .*; publish the adapter again$"):
-        adapters.verify_all(store.uri("adapters"), base="base-model")
-    # Its configuration comes last: without it, it is on its way still, and stops no other's deployment.
-    files.delete_file(path.replace(adapters.WEIGHTS, adapters.CONFIG))
-    assert "viggo" not in adapters.verify_all(store.uri("adapters"), base="base-model")
+        adapters.verify_all(store.place / "adapters", base="base-model")
+    # Its configuration comes last: without it, it is still being published, and stops no other's deployment.
+    (place / adapters.CONFIG).delete()
+    assert "changed" not in adapters.verify_all(store.place / "adapters", base="base-model")
 
 
 def test_what_is_no_adapter(store, make):
-    folder = make(8)
+    folder = make()
     (folder / adapters.WEIGHTS).write_bytes(b"no safetensors")
-    with pytest.raises(TutorialError, match=r"^adapter_model.safetensors: not a file of safetensors"):
-        adapters.publish(store, folder, "broken", **MADE_BY)
+    refused(store, folder, r"^adapter_model.safetensors: not a file of safetensors")
     (folder / adapters.WEIGHTS).unlink()
-    with pytest.raises(TutorialError, match=r": holds no adapter_model.safetensors, so no adapter"):
-        adapters.publish(store, folder, "broken", **MADE_BY)
+    refused(store, folder, r": adapter_model.safetensors is missing, so this is no adapter of PEFT's")

@@ -145,6 +145,8 @@ def _check(config: bytes, weights: Path, max_rank: int) -> int:
         )
     try:
         with safe_open(weights, "np") as tensors:
+            if not tensors.keys():
+                raise TutorialError(f"{WEIGHTS}: holds no matrices")
             for key in tensors.keys():  # noqa: SIM118 (no mapping)
                 axis = {".lora_A.weight": 0, ".lora_B.weight": 1}.get(key[-len(".lora_A.weight") :])
                 if axis is None:

@@ -4,7 +4,9 @@ import functools
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,25 +19,35 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from tutorial import TutorialError, one_line
 
-SCHEMES = ("s3", "gs")  # for STORAGE and DATA; DATA is read from http and https too
-ATTEMPTS, TIMEOUT_S = 8, 20  # with the growing waits between them, a storage that fails has a minute or more
+SCHEMES = ("s3", "gs")  # for STORAGE and DATA; DATA may be http:// and https:// too
+ATTEMPTS, TIMEOUT_S = 8, 20  # with growing waits between attempts: about a minute if nothing answers
 HINTS = {
     "s3": "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and AWS_ENDPOINT_URL",
     "gs": "; check GOOGLE_APPLICATION_CREDENTIALS",
 }
-STEP = r"/(?!\.{1,2}(?:/|$))[^/#?\\\x00-\x1f]+"  # not . or .., nor what URI parsers cut
-CLOUD = re.compile(rf"({'|'.join(SCHEMES)})://(anonymous@)?([A-Za-z0-9][A-Za-z0-9._-]*(?:{STEP})*)/?")
+# No part of a path may be ., .. or empty, or hold what a parser of URIs would cut off.
+PART = r"/(?!\.{1,2}(?:/|$))[^/#?\\\x00-\x1f]+"
+CLOUD = re.compile(rf"({'|'.join(SCHEMES)})://(anonymous@)?([A-Za-z0-9][A-Za-z0-9._-]*(?:{PART})*)/?")
+# boto3's names of credentials that pyarrow also finds, and renews by itself.
+FOUND_BY_PYARROW = ("env", "iam-role", "container-role", "assume-role-with-web-identity")
+BOTO3 = {  # pyarrow's names of options, and boto3's
+    "access_key": "aws_access_key_id",
+    "secret_key": "aws_secret_access_key",
+    "session_token": "aws_session_token",
+    "endpoint_override": "endpoint_url",
+    "region": "region_name",
+}
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder or file. Its methods raise OSError if its file system fails.
+    """A folder or file. Methods raise OSError if its file system fails.
 
     Attributes:
-        uri: its address as a person reads it, without keys.
+        uri: the address as a person reads it, without keys.
         path: where it is on `files`.
-        scheme: one of `SCHEMES`, "" on this machine.
-        options: what `files` is made from, here and in each process that unpickles a place.
+        scheme: one of `SCHEMES`, or "" on this machine.
+        options: what `files` is made from, in each process that unpickles a place.
     """
 
     uri: str
@@ -44,47 +56,42 @@ class Place:
     options: dict = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, address: str, setting: str = "STORAGE", **options) -> "Place":
-        """Read an address: a folder, `s3://bucket/key`, `gs://bucket/key` or, public, `gs://anonymous@bucket/key`.
+    def of(cls, address: str | Path, setting: str = "STORAGE", **options) -> "Place":
+        """Read an address: a folder, `s3://bucket/key`, `gs://bucket/key` or `gs://anonymous@bucket/key`.
 
-        For S3, boto3 finds the user's credentials, endpoint and region; without credentials the bucket is
-        read as a public one. `options` replace them: arguments of `S3FileSystem`, `attempts`, `timeout_s`.
+        S3's credentials, endpoint and region are those that boto3 finds; a bucket is read as a public one if
+        there are no credentials. `options` replace them: `S3FileSystem`'s, `attempts` and `timeout_s`.
 
         Raises:
-            TutorialError: it cannot be taken exactly as written, or S3 does not name the bucket's region.
+            TutorialError: the address cannot be taken exactly as written, or the bucket's region is unknown.
         """
-        address = address.strip()
-        shown = re.sub(r":.*@", ":...@", address)  # keys in an address are refused, and not repeated
-        scheme = re.match(r"([A-Za-z][\w+.-]*):", address)
-        cloud = CLOUD.fullmatch(address)
+        address = str(address).strip()
+        cloud, scheme = CLOUD.fullmatch(address), re.match(r"([A-Za-z][\w+.-]*):", address)
         try:
             if cloud:
-                make = functools.partial(cls, address.rstrip("/"), cloud[3], cloud[1])
-                return make(
-                    _user_s3(cloud[3].split("/")[0], options)
-                    if cloud[1] == "s3"
-                    else options | {"anonymous": bool(cloud[2])}
-                )
+                bucket = cloud[3].split("/")[0]
+                found = _s3(bucket, options) if cloud[1] == "s3" else {"anonymous": bool(cloud[2])}
+                return cls(address.rstrip("/"), cloud[3], cloud[1], found | options)
             if scheme:
-                known = [*SCHEMES, *["https"] * (setting == "DATA")]
-                wrong = f"unknown scheme {scheme[1]!r}" if scheme[1] not in known else "not a whole address"
-                raise ValueError(
-                    f"{wrong}; set a folder or {'://..., '.join(known)}://bucket/path, no #, ?, .. or keys"
-                )
+                known = (*SCHEMES, "http", "https") if setting == "DATA" else SCHEMES
+                wrong = "not a whole address" if scheme[1] in known else f"unknown scheme {scheme[1]!r}"
+                choices = ", ".join(f"{each}://..." for each in known)
+                raise ValueError(f"{wrong}; set a folder or {choices}, without #, ? and ..")
             path = str(Path(address or "\0").expanduser().resolve())
             return cls(path, path)
         except (BotoCoreError, OSError, RuntimeError, ValueError) as error:
-            hint = HINTS.get(cloud[1], "") if cloud else ""
+            shown = re.sub(r":.*@", ":...@", address)  # keys in an address are refused, and not repeated
+            hint = HINTS[cloud[1]] if cloud else ""
             raise TutorialError(f"{setting}={shown}: {one_line(error)}{hint}") from None
 
     @property
     def files(self) -> FileSystem:
-        """pyarrow's file system, connected once in each process."""
+        """pyarrow's file system, one for equal options in each process."""
         return _connect(self.scheme, **self.options)
 
     def __truediv__(self, name: str) -> "Place":
         if {"", ".", ".."} & {*name.split("/")}:
-            raise ValueError(f"{name!r} is not below {self.uri}")
+            raise ValueError(f"{name!r} is not below {self}")
         return replace(self, uri=f"{self.uri}/{name}", path=f"{self.path}/{name}")
 
     def __str__(self) -> str:
@@ -110,7 +117,7 @@ class Place:
 
     def write(self, content: bytes) -> None:
         """Write a file, and the folders above it."""
-        self.make_parent()
+        self._make_parent()
         with self.files.open_output_stream(self.path, compression=None) as stream:
             stream.write(content)
 
@@ -121,56 +128,65 @@ class Place:
 
     def copy_to(self, target: "Place") -> None:
         """Copy a file, or all files below a folder, over what is there."""
-        if self.files.get_file_info(self.path).is_file:
-            target.make_parent()
+        info = self.files.get_file_info(self.path)
+        if info.type == FileType.NotFound:
+            raise FileNotFoundError(f"{self} is not there")
+        if info.is_file:
+            target._make_parent()
             pyarrow.fs.copy_files(self.path, target.path, self.files, target.files)
             return
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda name: (self / name).copy_to(target / name), self.listing()))
 
-    def make_parent(self) -> None:
-        """Make the folder above; object stores have none, and an empty object in its place would stay."""
-        if not self.scheme:
+    def delete(self) -> None:
+        """Delete a file, or a folder with all that is below it, if it is there."""
+        if self.scheme != "s3":
+            with suppress(FileNotFoundError):
+                info = self.files.get_file_info(self.path)
+                (self.files.delete_file if info.is_file else self.files.delete_dir)(self.path)
+            return
+        # By boto3: pyarrow leaves an empty object in place of the folder above what it deletes.
+        own = {name: self.options.get(key) for key, name in BOTO3.items()}
+        bucket, _, key = self.path.partition("/")
+        try:
+            s3 = boto3.Session().resource("s3", **own)
+            for found in s3.Bucket(bucket).objects.filter(Prefix=key):
+                if found.key == key or found.key.startswith(f"{key}/"):
+                    found.delete()
+        except (BotoCoreError, ClientError) as error:
+            raise OSError(one_line(error)) from None
+
+    def _make_parent(self) -> None:
+        if not self.scheme:  # object stores have no folders, and an object in place of one would stay
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
 
-    def delete(self) -> None:
-        """Delete a file, or a folder with all that is below it."""
-        info = self.files.get_file_info(self.path)
-        if self.scheme != "s3" and info.type != FileType.NotFound:
-            (self.files.delete_file if info.is_file else self.files.delete_dir)(self.path)
-        elif self.scheme == "s3":  # by boto3: pyarrow leaves an empty object for the folder above
-            bucket, _, key = self.path.partition("/")
-            names = {"endpoint_override": "endpoint_url", "region": "region_name"}
-            names |= {"access_key": "aws_access_key_id", "secret_key": "aws_secret_access_key"}
-            s3 = boto3.resource(
-                "s3",
-                config=Config(
-                    retries={"total_max_attempts": self.options.get("attempts", ATTEMPTS), "mode": "standard"}
-                ),
-                **{name: self.options.get(key) for key, name in names.items()},
-            )
-            try:
-                for found in s3.Bucket(bucket).objects.filter(Prefix=key):
-                    if found.key == key or found.key.startswith(f"{key}/"):
-                        found.delete()
-            except (BotoCoreError, ClientError) as error:
-                raise OSError(one_line(error)) from None
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Turn an OSError of a place into a TutorialError that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise TutorialError(f"{what} ({one_line(error)})") from None
 
 
-def _user_s3(bucket: str, options: dict) -> dict:
-    """`options`, with the user's endpoint, the bucket's region and whether there are credentials."""
+def _s3(bucket: str, options: dict) -> dict:
+    """The endpoint that the user has set, the bucket's region, and credentials unless pyarrow finds them."""
     if "endpoint_override" in options:
-        return options
+        return {}
     session = boto3.Session()
     region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
     amazon, endpoint = (
-        session.client("s3", region, config=Config(ignore_configured_endpoint_urls=ignore)).meta.endpoint_url
-        for ignore in (True, False)
+        session.client("s3", region, config=Config(ignore_configured_endpoint_urls=ignored)).meta.endpoint_url
+        for ignored in (True, False)
     )
     if endpoint == amazon:
         region, endpoint = pyarrow.fs.resolve_s3_region(bucket), None
-    anonymous = session.get_credentials() is None
-    return {"endpoint_override": endpoint, "region": region, "anonymous": anonymous} | options
+    credentials = session.get_credentials()
+    own = {"anonymous": True} if credentials is None else {}
+    if credentials and credentials.method not in FOUND_BY_PYARROW:  # a profile, an assumed role, SSO ...
+        own = dict(zip(BOTO3, credentials.get_frozen_credentials()[:3], strict=False))
+    return own | {"endpoint_override": endpoint, "region": region}
 
 
 @functools.cache
@@ -178,11 +194,12 @@ def _connect(scheme: str, attempts: int = ATTEMPTS, timeout_s: int = TIMEOUT_S, 
     if not scheme:
         return pyarrow.fs.LocalFileSystem()
     if scheme == "gs":
-        return pyarrow.fs.GcsFileSystem(retry_time_limit=timedelta(seconds=8 * attempts), **options)
+        limit = timedelta(seconds=attempts * min(timeout_s, 8))
+        return pyarrow.fs.GcsFileSystem(retry_time_limit=limit, **options)
     return pyarrow.fs.S3FileSystem(
         connect_timeout=min(timeout_s, 5),
         request_timeout=timeout_s,  # seconds without a byte
         retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(attempts),
-        check_directory_existence_before_creation=True,  # or Ray makes objects for folders above a run
+        check_directory_existence_before_creation=True,  # or Ray makes objects for folders above the run's
         **options,
     )

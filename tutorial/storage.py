@@ -17,24 +17,25 @@ from pathlib import Path
 from pyarrow.fs import FileType
 
 from tutorial import TutorialError, cluster, one_line
-from tutorial.files import HINTS, Place
+from tutorial.files import HINTS, Place, failing
 from tutorial.s3server import S3Server
 from tutorial.settings import ROOT
 
-FREE_BYTES = 6 * 2**30  # in TMPDIR: base model, checkpoints, Ray's object store and logs of a cpu run
-STORED_BYTES = 2**30  # in a folder: two checkpoints, the adapter, data and answers
+# TMPDIR: base model, checkpoints, Ray's object store, logs. STORAGE: two checkpoints, adapter, data, answers.
+FREE = {"TMPDIR": 6 * 2**30, "STORAGE": 2**30}
 
 
 @dataclass
 class Storage:
-    """Where a run keeps its files; `open` makes one.
+    """Where a run keeps its files.
 
     Attributes:
         root: the storage.
         run_name: the run; its files are in `root / run_name`.
         resumed: whether the run goes on where an earlier one of its name ended.
-        server: the run's own S3 server, None if the storage is an object store of somebody else.
-        scratch: a name, which nobody can guess, for this run's temporary folder on each machine.
+        server: the run's own S3 server, None if the storage is an object store; for a folder it starts when
+            the engines first need it.
+        scratch: a name that nobody can guess, for this run's temporary folder on each machine.
         local: the folder for files that the storage did not take.
     """
 
@@ -47,50 +48,42 @@ class Storage:
     _made: list[Path] = field(default_factory=list)
 
     @classmethod
-    def open(
-        cls,
-        uri: str | None,
-        run_name: str,
-        resume: bool = False,
-        needs_bytes: int = FREE_BYTES,
-        stores_bytes: int = STORED_BYTES,
-    ) -> "Storage":
+    def open(cls, uri: str | None, run_name: str, resume: bool = False, free: dict = FREE) -> "Storage":
         """Find the storage, and write, read and delete a small file there before any long work.
 
         Args:
-            uri: a folder, an address of an object store, or None for an S3 server of this run.
+            uri: a folder, `s3://bucket/prefix` or `gs://bucket/prefix`; None for an S3 server of this run.
             run_name: letters, digits, `.`, `_` and `-`.
             resume: whether to go on with the run of this name; if not, there may be none.
-            needs_bytes: what must be free in the temporary folder.
-            stores_bytes: what must be free in the storage, if it is a folder.
+            free: bytes that must be free in the temporary folder, and in a folder that is the storage.
 
         Raises:
             TutorialError: no such address or bucket, refused credentials, no answer within seconds, too
                 little disk, or a run of this name that is there, or with `resume` is not.
         """
         if not re.fullmatch(r"\w[\w.-]*", run_name, re.ASCII):
-            raise TutorialError(f"RUN_NAME={run_name}: set letters, digits, '.', '_' and '-', no more")
-        _check_disk(tempfile.gettempdir(), needs_bytes, "TMPDIR")
-        store = cls(Place("", ""), run_name, resume, scratch=f"{run_name}-{secrets.token_hex(8)}")
+            raise TutorialError(f"RUN_NAME={run_name}: set letters, digits, '.', '_' and '-' alone")
+        _check_disk(tempfile.gettempdir(), "TMPDIR", free)
+        place = uri and Place.of(uri, attempts=1, timeout_s=4)
+        server = None if place and place.scheme else S3Server()
+        store = cls(place, run_name, resume, server, f"{run_name}-{secrets.token_hex(8)}")
         atexit.register(store.close)  # a run that fails leaves no server and no temporary folder
-        if uri is None or not (root := Place.of(uri, attempts=1, timeout_s=4)).scheme:
-            store.server = S3Server()
-        if uri is None:
-            store.server.start()
-            store.root = store.server.place()
+        if not place:
+            server.start()
+            store.root = server.place()
         else:
-            path = Path(root.path)
-            store._made = [p for p in (path, *path.parents) if not root.scheme and not p.exists()]
-            _probe(root, run_name)
+            if not place.scheme:
+                folder = Path(place.path)
+                store._made = [each for each in (folder, *folder.parents) if not each.exists()]
+            _probe(place, run_name)
             store.root = Place.of(uri)
-            if not root.scheme:
-                _check_disk(root.path, stores_bytes, "STORAGE")
-        there = store.listing()
-        if there and not resume:
+            if not place.scheme:
+                _check_disk(place.path, "STORAGE", free)
+        if store.listing() and not resume:
             raise TutorialError(
                 f"RUN_NAME={run_name}: {store} holds a run of this name; set another, or RESUME=1"
             )
-        if resume and not there:
+        if resume and not store.listing():
             raise TutorialError(
                 f"RESUME=1, RUN_NAME={run_name}: {store} holds no run of this name; set STORAGE and RUN_NAME "
                 "as they were"
@@ -106,71 +99,70 @@ class Storage:
         return "an S3 server of this run, on loopback" if self.server and self.root.scheme else str(self.root)
 
     def publish(self, folder: str | Path, name: str, files: list[str], replace: bool = False) -> Place:
-        """Copy the named files of a local folder to this run's `name`, in this order.
+        """Copy the named files of a local folder to this run's `name`, in their order.
 
         When resuming, a file that is already there must be the same, unless `replace`.
 
         Raises:
-            TutorialError: the storage did not take them (then the folder below `local` that has them now
-                is named), or a resumed run has another file there.
+            TutorialError: a resumed run has another file there; or the storage did not take them, then the
+                error names the folder below `local` that has them now.
         """
-        source, target = Place.of(str(Path(folder).absolute())), self.place / name
+        source, target = Place.of(folder), self.place / name
+        if self.resumed and not replace:
+            with failing(f"STORAGE={self.root}: {name} cannot be read"):
+                there = target.listing().keys() & files
+                others = [file for file in there if (source / file).sha256() != (target / file).sha256()]
+            if others:
+                raise TutorialError(
+                    f"RESUME=1: {name}/{others[0]} differs from that of {self.place}; set what was set then, "
+                    "or a new RUN_NAME"
+                )
         try:
-            with self._told(f"{name} cannot be written"):
-                there = target.listing() if self.resumed and not replace else {}
-                for file in there.keys() & files:
-                    if (source / file).sha256() != (target / file).sha256():
-                        raise TutorialError(
-                            f"RESUME=1: {name}/{file} was another in the run {self.run_name}; set what was set "
-                            "then, or a new RUN_NAME"
-                        )
-                for file in files:
-                    (source / file).copy_to(target / file)
-        except StorageError as error:
-            kept = Place.of(str(self.local)) / self.run_name / name
+            for file in files:
+                (source / file).copy_to(target / file)
+        except OSError as error:
+            kept = Place.of(self.local) / self.run_name / name
             for file in files:
                 (source / file).copy_to(kept / file)
-            raise StorageError(f"{error}; its files are kept in {kept}") from None
+            failed = f"STORAGE={self.root}: {name} cannot be written ({one_line(error)})"
+            raise TutorialError(f"{failed}; its files are kept in {kept}") from None
         return target
 
     def for_engines(self, name: str) -> str:
         """The address of this run's folder `name` for vLLM's engines, which read adapters from object stores
-        alone. Files of a folder are copied to the run's own S3 server, which serves one machine."""
+        alone: files of a folder are copied to the run's own S3 server, which serves one machine."""
         if self.root.scheme:
             return str(self.place / name)
         self.engine_env()
         target = self.server.place() / self.run_name / name
-        with self._told(f"{name} cannot be copied to the local S3 server"):
+        with failing(f"STORAGE={self.root}: {name} cannot be copied to the local S3 server"):
             (self.place / name).copy_to(target)
         return str(target)
 
     def engine_env(self) -> dict[str, str]:
         """For the engines' runtime environment: where the run's own S3 server is; {} without one."""
-        if not self.server:
-            return {}
-        if not self.server.endpoint:
+        if self.server and not self.server.endpoint:
             self.server.start()
-        return self.server.address()
+        return self.server.address() if self.server else {}
 
     def worker_env(self) -> dict[str, str]:
-        """For `ray.init`'s runtime environment: the run's own server's keys, if a cluster is joined. One that
-        starts here inherits them by `worker_keys`, so that no key is in one of Ray's logs."""
+        """For `ray.init`'s runtime environment: the keys of the run's own S3 server, if a cluster is joined.
+        One that starts here has them from `worker_keys`, and in none of Ray's logs."""
         return self.server.keys if self.server and cluster.joins() else {}
 
     @contextmanager
     def worker_keys(self) -> Iterator[None]:
-        """While Ray's processes start: the environment has the run's own server's keys, and nothing else of
-        AWS, which would be sent along or asked instead. Afterwards it is as it was."""
-        if not self.server:
-            yield
-            return
-        before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("AWS_")}
-        kept = {name: value for name, value in before.items() if name == "AWS_CA_BUNDLE"}
-        os.environ.update(kept | self.server.keys)
+        """While Ray's processes start: the environment has the keys of the run's own S3 server, if there is
+        one, and nothing else for AWS, which would be sent along or asked instead. Then it is as it was."""
+        keys = self.server.keys if self.server else {}
+        before = {name: value for name, value in os.environ.items() if keys and name.startswith("AWS_")}
+        for name in before:
+            del os.environ[name]
         try:
+            os.environ.update(keys)
             yield
         finally:
-            for name in self.server.keys:
+            for name in keys:
                 os.environ.pop(name, None)
             os.environ.update(before)
 
@@ -185,7 +177,7 @@ class Storage:
 
     def listing(self) -> dict[str, int]:
         """Sizes in bytes of this run's files, by their path below `place`."""
-        with self._told(f"the files of {self.run_name} cannot be listed"):
+        with failing(f"STORAGE={self.root}: the files of {self.run_name} cannot be listed"):
             return self.place.listing()
 
     def clean_up(self) -> int:
@@ -193,9 +185,9 @@ class Storage:
         count = len(self.listing())
         if not self.place.path.endswith(f"/{self.run_name}"):
             raise TutorialError(
-                f"{self.place.path} is not the folder of {self.run_name}; nothing was deleted"
+                f"{self.place} is not the folder of the run {self.run_name}; nothing was deleted"
             )
-        with self._told(f"the files of {self.run_name} cannot be deleted"):
+        with failing(f"STORAGE={self.root}: the files of {self.run_name} cannot be deleted"):
             self.place.delete()
         with suppress(OSError):  # one holds other files by now
             for folder in self._made:
@@ -206,28 +198,21 @@ class Storage:
         """Stop the run's own S3 server, and delete the run's temporary folder on this machine."""
         if self.server:
             self.server.stop()
-        if self.scratch:
-            shutil.rmtree(Path(tempfile.gettempdir(), self.scratch), ignore_errors=True)
-
-    @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(f"STORAGE={self.root}: {what} ({one_line(error)})") from None
+        remove_scratch(self.scratch)
 
 
-class StorageError(TutorialError):
-    """The storage failed, and went on failing."""
+def remove_scratch(scratch: str) -> None:
+    """Delete a run's temporary folder on the machine that this is called on."""
+    if scratch:
+        shutil.rmtree(Path(tempfile.gettempdir(), scratch), ignore_errors=True)
 
 
 def _probe(root: Place, run_name: str) -> None:
     """TutorialError if the storage cannot be written, read and deleted from within seconds."""
+    bucket, probe = root.path.split("/")[0], root / f"{run_name}.probe"
     try:
-        bucket = root.path.split("/")[0]
         if root.scheme and root.files.get_file_info(bucket).type == FileType.NotFound:
             raise OSError(f"there is no bucket {bucket!r}, or these credentials cannot see it")
-        probe = root / f"{run_name}.probe"
         probe.write(b"probe")
         if probe.read() != b"probe":
             raise OSError(f"{probe} does not hold what was written")
@@ -236,8 +221,8 @@ def _probe(root: Place, run_name: str) -> None:
         raise TutorialError(f"STORAGE={root}: {one_line(error)}{HINTS.get(root.scheme, '')}") from None
 
 
-def _check_disk(folder: str, needed: int, setting: str) -> None:
+def _check_disk(folder: str, setting: str, needed: dict[str, int]) -> None:
     free = shutil.disk_usage(folder).free
-    if free < needed:
-        has = f"{free / 2**30:.1f} GiB free, the run needs {needed / 2**30:.0f}"
+    if free < needed[setting]:
+        has = f"{free / 2**30:.1f} GiB free, the run needs {needed[setting] / 2**30:.0f}"
         raise TutorialError(f"{folder}: {has}; set {setting} to a larger disk")
