@@ -294,8 +294,8 @@ def facts(names: dict[str, Any]) -> dict[str, Any]:
     """What a run of the notebook was of, for its JSON."""
     from tutorial import stage
 
-    task, chosen, used = (names[name] for name in ("task", "profile", "used"))
-    whole = len(names["rows"]["train"]) == task.expected.get("train")
+    task, chosen, rows = (names[name] for name in ("task", "profile", "rows"))
+    whole = rows["train"].read == task.expected.get("train")
     return {
         "stamp": stage.stamp(names["resources"]),
         "profile": chosen.name,
