@@ -1,5 +1,5 @@
 # make run    run README.ipynb into out/README.ipynb        make lint   ruff over code and notebook
-# make test   run it small under nbmake, then the tests     make page   the last run becomes README.ipynb, README.md
+# make test   run it small under nbmake, then the tests     make page   the last run becomes README and docs/*.md
 # make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
 # make slow   small runs of the GPU benchmarks              make test-faults  cause each fault of the notebook's table
 # make links  are the page's links to other sites alive?     make deploy-check  deploy/ by Anyscale's and KubeRay's
@@ -57,6 +57,8 @@ lint: .venv/.ready .venv-docs/.ready
 
 page: .venv/.ready
 	python -m docs.page
+	python -m images.draw_results
+	python -m docs.render
 	rm -rf images/outputs
 	jupyter nbconvert --to markdown --template-file docs/readme.md.j2 README.ipynb --output README --log-level WARN \
 	  --NbConvertApp.output_files_dir=images/outputs

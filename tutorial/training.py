@@ -32,10 +32,11 @@ class Workspace:
         paths: LLaMA-Factory's arguments that name folders: the base model, the rows, the output, the cache.
         callbacks: what the trainer calls besides Ray's own callback.
         finished: whether the checkpoint that was restored is the trained adapter, so no step is left.
+        mistake: an error that every attempt would meet, in one line. The training loop returns it.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]):
-        self.folder, self.out, self.finished = folder, folder / "out", False
+        self.folder, self.out, self.finished, self.mistake = folder, folder / "out", False, None
         config["data"].copy_to(Place.of(str(folder / "data")))
         self.paths = {
             "model_name_or_path": model.fetch(config["model"], config["scratch"]),
@@ -81,8 +82,8 @@ def workspace(config: dict[str, Any]) -> Iterator[Workspace]:
     """A worker's folder while the training loop runs; it is deleted if all goes well.
 
     After an error, or if the process is killed, its files stay: the storage may be what failed. An error that
-    every attempt would meet is not raised, so that Ray Train does not retry: it is reported as the metric
-    `mistake`, which `checked` raises in the notebook.
+    every attempt would meet is not raised, so that Ray Train does not retry: the training loop returns it as
+    `mistake`, and `checked` raises it in the notebook.
     """
     shared = Path(tempfile.gettempdir(), config["scratch"])
     shared.mkdir(mode=0o700, exist_ok=True)
@@ -92,8 +93,7 @@ def workspace(config: dict[str, Any]) -> Iterator[Workspace]:
     except PERMANENT as error:
         if distributed.is_initialized():  # a worker that waits for this one gets an error, not a time-out
             distributed.destroy_process_group()
-        ray.train.report({"mistake": stage.reason(error)})
-        return
+        work.mistake = stage.reason(error)
     shutil.rmtree(work.folder)
     if not list(shared.glob("worker-*")):  # the last worker of this machine
         shutil.rmtree(shared, ignore_errors=True)
@@ -103,12 +103,11 @@ def checked(result: Result) -> Result:
     """The result of a training that reached its last step.
 
     Raises:
-        TutorialError: the workers reported a mistake, or steps are missing.
+        TutorialError: the training loop returned a mistake, or steps are missing.
     """
-    metrics = result.metrics or {}
-    if "mistake" in metrics:
-        raise TutorialError(f"fine-tuning: {metrics['mistake']}; correct it and run again")
-    done, planned = metrics["steps"], metrics["steps_planned"]
+    if result.return_value:
+        raise TutorialError(f"fine-tuning: {result.return_value}; correct it and run again")
+    done, planned = (result.metrics[key] for key in ("steps", "steps_planned"))
     if done != planned:
         raise TutorialError(f"fine-tuning: ended after {done} of {planned} steps")
     return result

@@ -110,3 +110,18 @@ def test_the_controller_is_killed_then_the_driver(drive, seen, storage):
     what = f"{STEPS} of {STEPS} steps; the files of other runs untouched"
     seen("training", "the notebook's own process: SIGKILL", promise, what, took)
     assert {path.name: content(path) for path in storage.iterdir() if path.name != "driver"} == others
+
+
+def test_what_every_attempt_would_meet_is_not_retried(drive, storage):
+    """A mistake that no check of the recipe knows: an error of the trainer's own, raised on every worker."""
+    spoil = "chat.recipe_args |= {'lr_scheduler_type': 'no such'}"
+    place = TRAIN.index("train-loop")
+    run = drive([*TRAIN[:place], spoil, *TRAIN[place:]], STORAGE=str(storage), RUN_NAME="mistake")
+    workers = set()
+    while run.process.poll() is None:
+        workers |= {process.pid for process in run.processes("ray::RayTrainWorker")}
+        time.sleep(0.2)
+    line = run.end(1)
+    assert line.startswith("TutorialError: fine-tuning: "), run.said()[-3000:]
+    assert line.endswith("; correct it and run again")
+    assert len(workers) == 2, "one attempt, with two workers"
