@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import pickle
@@ -22,7 +23,7 @@ import torch
 import yaml
 from tabulate import tabulate
 
-from tutorial import adapters, cluster, data, model, run, settings, storage, tasks
+from tutorial import cluster, data, model, run, settings, storage, tasks
 from tutorial.settings import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -118,15 +119,15 @@ def alone(function: Callable[..., Any], *args: Any, env: dict[str, str] | None =
 
 def child() -> None:
     """What `alone` starts."""
-    folder = Path(sys.argv[1])
     cluster.prepare()
-    from tutorial import stage
-
-    sys.path[:], module, name, args = pickle.loads((folder / "call").read_bytes())  # noqa: S301  written by this program
+    folder = Path(sys.argv[1])
+    call = (folder / "call").read_bytes()
+    sys.path[:], module, name, args = pickle.loads(call)  # noqa: S301  written by this program
     try:
-        function = getattr(__import__(module, fromlist=[name]), name)
-        outcome = function(*args), ""
+        outcome = getattr(importlib.import_module(module), name)(*args), ""
     except Exception as error:
+        from tutorial import stage
+
         traceback.print_exc()
         outcome = None, stage.reason(error)
     (folder / "outcome").write_bytes(pickle.dumps(outcome))
@@ -201,6 +202,8 @@ def profile(cpu: bool, model_path: Path, overrides: dict[str, dict], **autoscali
 
 def publish(store: storage.Storage, adapter: Path, base: Path) -> str:
     """Put the adapter where Ray's engines look for it; the address they get."""
+    from tutorial import adapters
+
     adapters.publish(store, adapter, ADAPTER, base=str(base), max_rank=RANK, recipe={})
     return store.for_engines("adapters")
 
@@ -312,7 +315,7 @@ def prepare(name: str) -> tuple[Path, Path]:
     config = settings.load()
     real = model.resolve(config.model or model.PACKAGED, config.shared_folder())
     folder = config.shared_folder() / "models" / f"benchmark-{name}"
-    if not (folder / "adapter" / adapters.WEIGHTS).is_file():
+    if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
             alone(_make, name, real, Path(made, "model"))
