@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -6,8 +7,15 @@ from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from tutorial import TutorialError, adapters
+from tutorial.storage import Storage
 
 MADE_BY = {"base": "some/base-model", "max_rank": 8, "recipe": {"lora_rank": 8}}
+
+
+@pytest.fixture
+def run(store):
+    """A run of its own on the session's server."""
+    return Storage(store.root, f"run-{time.time_ns()}")
 
 
 @pytest.fixture
@@ -29,16 +37,16 @@ def make(tmp_path):
     return make
 
 
-def refused(store, folder, message):
+def refused(run, folder, message):
     with pytest.raises(TutorialError, match=message) as error:
-        adapters.publish(store, folder, "refused", **MADE_BY)
+        adapters.publish(run, folder, "refused", **MADE_BY)
     assert "\n" not in str(error.value)
-    assert not [name for name in store.listing() if name.startswith("adapters/refused")]
+    assert not [name for name in run.listing() if name.startswith("adapters/refused")]
 
 
-def test_what_is_published_is_what_is_read_back(store, make):
-    made = adapters.publish(store, make(), "good", **MADE_BY)
-    place = store.place / "adapters"
+def test_what_is_published_is_what_is_read_back(run, make):
+    made = adapters.publish(run, make(), "good", **MADE_BY)
+    place = run.place / "adapters"
     assert adapters.verify_all(place, base="base-model")["good"] == made
     assert made.rank == 8
     assert made.base_model == "base-model"
@@ -46,7 +54,7 @@ def test_what_is_published_is_what_is_read_back(store, make):
     assert "ray" in made.versions
     for file in (adapters.CONFIG, adapters.MANIFEST):
         assert b"somewhere" not in (place / "good" / file).read(), "a path of the machine that trained it"
-    assert adapters.verify_all(store.place / "none", base="base-model") == {}
+    assert adapters.verify_all(run.place / "none", base="base-model") == {}
 
 
 @pytest.mark.parametrize(
@@ -59,8 +67,8 @@ def test_what_is_published_is_what_is_read_back(store, make):
         {"lora_alpha": 16.5, "target_modules": "all-linear"},
     ],
 )
-def test_what_vllm_serves_as_it_was_trained(store, make, options):
-    adapters.publish(store, make(**options), "served", **MADE_BY)
+def test_what_vllm_serves_as_it_was_trained(run, make, options):
+    adapters.publish(run, make(**options), "served", **MADE_BY)
 
 
 @pytest.mark.parametrize(
@@ -92,21 +100,21 @@ def test_what_vllm_serves_as_it_was_trained(store, make, options):
         ({"target_modules": ...}, r"^adapter_config.json: target_modules: Field required"),
     ],
 )
-def test_what_vllm_would_serve_as_something_else(store, make, options, message):
+def test_what_vllm_would_serve_as_something_else(run, make, options, message):
     """An allow-list: also a method that PEFT will have one day is refused, and not served without it."""
-    refused(store, make(**options), message)
+    refused(run, make(**options), message)
 
 
 @pytest.mark.parametrize("content", [b"no JSON", b"[]", b"", b'{"r": "\xe9"}', b'"text"', b"7"])
-def test_a_configuration_that_cannot_be_read(store, make, content):
+def test_a_configuration_that_cannot_be_read(run, make, content):
     folder = make()
     (folder / adapters.CONFIG).write_bytes(content)
-    refused(store, folder, r"^adapter_config.json: ")
+    refused(run, folder, r"^adapter_config.json: ")
 
 
-def test_a_rank_that_the_engines_do_not_take(store, make):
-    refused(store, make(16), r"^adapter_config.json: r=16, the engines take ranks up to 8; ")
-    refused(store, make(8, of_weights=4), r"lora_A.weight has rank 4, adapter_config.json says r=8$")
+def test_a_rank_that_the_engines_do_not_take(run, make):
+    refused(run, make(16), r"^adapter_config.json: r=16, the engines take ranks up to 8; ")
+    refused(run, make(8, of_weights=4), r"lora_A.weight has rank 4, adapter_config.json says r=8$")
 
 
 @pytest.mark.parametrize(
@@ -118,21 +126,21 @@ def test_a_rank_that_the_engines_do_not_take(store, make):
         "lm_head.modules_to_save.weight",
     ],
 )
-def test_weights_beside_the_two_matrices(store, make, key):
+def test_weights_beside_the_two_matrices(run, make, key):
     folder = make()
     save_file({key: np.ones((8, 8), np.float32)}, folder / adapters.WEIGHTS)
-    refused(store, folder, rf"^adapter_model.safetensors: {key} is no matrix of LoRA's")
+    refused(run, folder, rf"^adapter_model.safetensors: {key} is no matrix of LoRA's")
 
 
-def test_an_empty_adapter(store, make):
+def test_an_empty_adapter(run, make):
     folder = make()
     save_file({}, folder / adapters.WEIGHTS)
-    refused(store, folder, r"^adapter_model.safetensors: holds no matrices")
+    refused(run, folder, r"^adapter_model.safetensors: holds no matrices")
 
 
-def test_files_that_changed_or_are_missing(store, make):
-    adapters.publish(store, make(), "changed", **MADE_BY)
-    place = store.place / "adapters/changed"
+def test_files_that_changed_or_are_missing(run, make):
+    adapters.publish(run, make(), "changed", **MADE_BY)
+    place = run.place / "adapters/changed"
     with pytest.raises(TutorialError, match=r"made for base-model, not for another; set MODEL as it was$"):
         adapters.verify(place, base="another")
     weights = place / adapters.WEIGHTS
@@ -146,18 +154,18 @@ def test_files_that_changed_or_are_missing(store, make):
         adapters.verify(place, base="base-model")
     (place / adapters.MANIFEST).write(b"{}")
     with pytest.raises(TutorialError, match=r": adapter_model.safetensors is missing; publish the adapter"):
-        adapters.verify_all(store.place / "adapters", base="base-model")
+        adapters.verify_all(run.place / "adapters", base="base-model")
     weights.write(bytes(content))
     with pytest.raises(TutorialError, match=r"manifest.json: .*; publish the adapter again$"):
-        adapters.verify_all(store.place / "adapters", base="base-model")
+        adapters.verify_all(run.place / "adapters", base="base-model")
     # Its configuration comes last: without it, it is still being published, and stops no other's deployment.
     (place / adapters.CONFIG).delete()
-    assert "changed" not in adapters.verify_all(store.place / "adapters", base="base-model")
+    assert "changed" not in adapters.verify_all(run.place / "adapters", base="base-model")
 
 
-def test_what_is_no_adapter(store, make):
+def test_what_is_no_adapter(run, make):
     folder = make()
     (folder / adapters.WEIGHTS).write_bytes(b"no safetensors")
-    refused(store, folder, r"^adapter_model.safetensors: not a file of safetensors")
+    refused(run, folder, r"^adapter_model.safetensors: not a file of safetensors")
     (folder / adapters.WEIGHTS).unlink()
-    refused(store, folder, r": adapter_model.safetensors is missing, so this is no adapter of PEFT's")
+    refused(run, folder, r": adapter_model.safetensors is missing, so this is no adapter of PEFT's")

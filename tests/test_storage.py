@@ -264,7 +264,7 @@ def test_a_resumed_run_keeps_the_files_it_had(opened, adapter, kept):
 
 
 def test_a_run_that_is_not_there_cannot_be_resumed(kept):
-    message = r"^RESUME=1, RUN_NAME=viggo-4: .* holds no run of this name; set STORAGE and RUN_NAME"
+    message = r"^RUN_NAME=viggo-4: .* holds no run of this name; set STORAGE and RUN_NAME"
     one_line(str(kept), message, resume=True)
 
 

@@ -2,15 +2,14 @@
 
 import json
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from tutorial import TutorialError, one_line
-from tutorial.files import Place
+from tutorial import TutorialError, one_line, stage
+from tutorial.files import Place, failing
 from tutorial.settings import first_error
 from tutorial.storage import Storage
 
@@ -69,9 +68,8 @@ def publish(
         TutorialError: a file is missing or broken, vLLM would serve something else than what was trained, or
             the storage does not take it.
     """
-    for file in FILES:
-        if not Path(folder, file).is_file():
-            raise TutorialError(f"{Path(folder).name}: {file} is missing, so this is no adapter of PEFT's")
+    if missing := [file for file in FILES if not Path(folder, file).is_file()]:
+        raise TutorialError(f"{Path(folder).name}: {missing[0]} is missing, so this is no adapter of PEFT's")
     rank = _check(Path(folder, CONFIG).read_bytes(), Path(folder, WEIGHTS), max_rank)
     config = json.loads(Path(folder, CONFIG).read_bytes())
     config["base_model_name_or_path"] = Path(base).name  # and not a path of the machine that trained it
@@ -82,7 +80,7 @@ def publish(
             base_model=Path(base).name,
             rank=rank,
             recipe=recipe,
-            versions={each: version(each) for each in ("llamafactory", "peft", "ray", "transformers")},
+            versions=stage.versions(),
             files=_measure(Place.of(made)),
         )
         Path(made, MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
@@ -125,8 +123,9 @@ def verify_all(place: Place, base: str) -> dict[str, Manifest]:
 
     An adapter without its configuration is still being published: Ray Serve waits for that file too.
     """
-    names = [file.removesuffix(f"/{CONFIG}") for file in place.listing() if file.endswith(f"/{CONFIG}")]
-    return {name: verify(place / name, base) for name in names if "/" not in name}
+    with failing(f"{place}: the adapters cannot be read"):
+        names = [file.removesuffix(f"/{CONFIG}") for file in place.listing() if file.endswith(f"/{CONFIG}")]
+        return {name: verify(place / name, base) for name in names if "/" not in name}
 
 
 def _check(config: bytes, weights: Path, max_rank: int) -> int:

@@ -20,15 +20,14 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from tutorial import TutorialError, one_line
 
 SCHEMES = ("s3", "gs")  # for STORAGE and DATA; DATA may be http:// and https:// too
-ATTEMPTS, TIMEOUT_S = 8, 20  # with growing waits between attempts: about a minute if nothing answers
 HINTS = {
     "s3": "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and AWS_ENDPOINT_URL",
     "gs": "; check GOOGLE_APPLICATION_CREDENTIALS",
 }
-# No part of a path may be ., .. or empty, or hold what a parser of URIs would cut off.
+# Neither ., .. nor empty, and nothing that a parser of URIs would cut off.
 PART = r"/(?!\.{1,2}(?:/|$))[^/#?\\\x00-\x1f]+"
 CLOUD = re.compile(rf"({'|'.join(SCHEMES)})://(anonymous@)?([A-Za-z0-9][A-Za-z0-9._-]*(?:{PART})*)/?")
-# boto3's names of credentials that pyarrow also finds, and renews by itself.
+# boto3's names of credentials that pyarrow finds too, and renews.
 FOUND_BY_PYARROW = ("env", "iam-role", "container-role", "assume-role-with-web-identity")
 BOTO3 = {  # pyarrow's names of options, and boto3's
     "access_key": "aws_access_key_id",
@@ -44,7 +43,7 @@ class Place:
     """A folder or file. Methods raise OSError if its file system fails.
 
     Attributes:
-        uri: the address as a person reads it, without keys.
+        uri: its address, without keys.
         path: where it is on `files`.
         scheme: one of `SCHEMES`, or "" on this machine.
         options: what `files` is made from, in each process that unpickles a place.
@@ -69,13 +68,11 @@ class Place:
         cloud, scheme = CLOUD.fullmatch(address), re.match(r"([A-Za-z][\w+.-]*):", address)
         try:
             if cloud:
-                bucket = cloud[3].split("/")[0]
-                found = _s3(bucket, options) if cloud[1] == "s3" else {"anonymous": bool(cloud[2])}
+                found = _s3(cloud[3], options) if cloud[1] == "s3" else {"anonymous": bool(cloud[2])}
                 return cls(address.rstrip("/"), cloud[3], cloud[1], found | options)
             if scheme:
-                known = (*SCHEMES, "http", "https") if setting == "DATA" else SCHEMES
-                wrong = "not a whole address" if scheme[1] in known else f"unknown scheme {scheme[1]!r}"
-                choices = ", ".join(f"{each}://..." for each in known)
+                wrong = "not a whole address" if scheme[1] in SCHEMES else f"unknown scheme {scheme[1]!r}"
+                choices = ", ".join(f"{each}://..." for each in (*SCHEMES, *["https"] * (setting == "DATA")))
                 raise ValueError(f"{wrong}; set a folder or {choices}, without #, ? and ..")
             path = str(Path(address or "\0").expanduser().resolve())
             return cls(path, path)
@@ -117,7 +114,8 @@ class Place:
 
     def write(self, content: bytes) -> None:
         """Write a file, and the folders above it."""
-        self._make_parent()
+        if not self.scheme:  # object stores have no folders, and an object in place of one would stay
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         with self.files.open_output_stream(self.path, compression=None) as stream:
             stream.write(content)
 
@@ -132,7 +130,8 @@ class Place:
         if info.type == FileType.NotFound:
             raise FileNotFoundError(f"{self} is not there")
         if info.is_file:
-            target._make_parent()
+            if not target.scheme:
+                Path(target.path).parent.mkdir(parents=True, exist_ok=True)
             pyarrow.fs.copy_files(self.path, target.path, self.files, target.files)
             return
         with ThreadPoolExecutor() as pool:
@@ -141,9 +140,9 @@ class Place:
     def delete(self) -> None:
         """Delete a file, or a folder with all that is below it, if it is there."""
         if self.scheme != "s3":
+            is_file = self.files.get_file_info(self.path).is_file
             with suppress(FileNotFoundError):
-                info = self.files.get_file_info(self.path)
-                (self.files.delete_file if info.is_file else self.files.delete_dir)(self.path)
+                (self.files.delete_file if is_file else self.files.delete_dir)(self.path)
             return
         # By boto3: pyarrow leaves an empty object in place of the folder above what it deletes.
         own = {name: self.options.get(key) for key, name in BOTO3.items()}
@@ -156,10 +155,6 @@ class Place:
         except (BotoCoreError, ClientError) as error:
             raise OSError(one_line(error)) from None
 
-    def _make_parent(self) -> None:
-        if not self.scheme:  # object stores have no folders, and an object in place of one would stay
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-
 
 @contextmanager
 def failing(what: str) -> Iterator[None]:
@@ -170,7 +165,7 @@ def failing(what: str) -> Iterator[None]:
         raise TutorialError(f"{what} ({one_line(error)})") from None
 
 
-def _s3(bucket: str, options: dict) -> dict:
+def _s3(path: str, options: dict) -> dict:
     """The endpoint that the user has set, the bucket's region, and credentials unless pyarrow finds them."""
     if "endpoint_override" in options:
         return {}
@@ -181,25 +176,25 @@ def _s3(bucket: str, options: dict) -> dict:
         for ignored in (True, False)
     )
     if endpoint == amazon:
-        region, endpoint = pyarrow.fs.resolve_s3_region(bucket), None
-    credentials = session.get_credentials()
-    own = {"anonymous": True} if credentials is None else {}
-    if credentials and credentials.method not in FOUND_BY_PYARROW:  # a profile, an assumed role, SSO ...
+        region, endpoint = pyarrow.fs.resolve_s3_region(path.split("/", maxsplit=1)[0]), None
+    own, credentials = {}, session.get_credentials()
+    if credentials is None:
+        own = {"anonymous": True}
+    elif credentials.method not in FOUND_BY_PYARROW:  # a profile, an assumed role, SSO ...
         own = dict(zip(BOTO3, credentials.get_frozen_credentials()[:3], strict=False))
     return own | {"endpoint_override": endpoint, "region": region}
 
 
 @functools.cache
-def _connect(scheme: str, attempts: int = ATTEMPTS, timeout_s: int = TIMEOUT_S, **options) -> FileSystem:
+def _connect(scheme: str, attempts: int = 8, timeout_s: int = 20, **options) -> FileSystem:
     if not scheme:
         return pyarrow.fs.LocalFileSystem()
     if scheme == "gs":
-        limit = timedelta(seconds=attempts * min(timeout_s, 8))
-        return pyarrow.fs.GcsFileSystem(retry_time_limit=limit, **options)
+        return pyarrow.fs.GcsFileSystem(retry_time_limit=timedelta(seconds=6 * attempts), **options)
     return pyarrow.fs.S3FileSystem(
         connect_timeout=min(timeout_s, 5),
         request_timeout=timeout_s,  # seconds without a byte
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(attempts),
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(attempts),  # 8: a minute of growing waits
         check_directory_existence_before_creation=True,  # or Ray makes objects for folders above the run's
         **options,
     )

