@@ -65,12 +65,13 @@ def pitfalls() -> dict[str, Any]:
 
 def _scored(names: dict[str, Any], systems: dict[str, dict]) -> dict[str, Any]:
     exact = {}
-    for name, part in common.ask(names, names["used"]["test"], systems).items():
+    for name, part in common.ask(names, names["rows"]["test"], systems).items():
         scores = score.scores(list(part["answer"]), list(part["target"]), names["task"].meaning)
         exact[name] = scores.loc["exact match"].to_dict()
     return common.facts(names) | {"exact match": exact}
 
 
+@plt.style.context(["default", plots.STYLE])
 def draw(curves: dict[str, dict], file: Path) -> None:
     """A picture: a line for each curve, with the 95% interval of each point."""
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")

@@ -76,6 +76,7 @@ class Load:
         return {"answered": len(self.answered), "lost": len(self.failed), "failed": self.failed} | shares
 
 
+@plt.style.context(["default", plots.STYLE])
 def draw(found: dict[str, Any], file: Path) -> None:
     """A picture: latency by load on the left; on the right replicas and latency over the time of a load."""
     layout = [["levels", "replicas"], ["levels", "answers"]]

@@ -67,7 +67,7 @@ def ask_in_every_way():
     """The batch stage's answers by system; those over HTTP by system and way; and by system, for each answer,
     the smallest margin of its tokens over the second most likely ones."""
     names = cells("stream")
-    ask, rows, model = names["ask"], names["used"]["test"], f"{names['model_id']}:{names['adapter']}"
+    ask, rows, model = names["ask"], names["rows"]["test"], f"{names['model_id']}:{names['adapter']}"
 
     def whole(row, extra):
         return ask(row, model, extra_body=extra).choices[0].message.content

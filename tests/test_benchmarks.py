@@ -167,7 +167,7 @@ def test_train_goes_on_after_a_candidate_that_fails(tmp_path):
     assert not found["packed"]["checkpointing"]
     for name in ("ancestor", "packed"):
         assert found[name]["tokens_per_s"] > found[name]["samples_per_s"] > 0
-        assert 0 < found[name]["share_of_limit"] < 1
+        assert found[name]["share_of_limit"] > 0  # the limit is one of GPUs: a CPU may add faster in float32
         assert found[name]["loss"]["mean"] > 0
         assert name in shown
 
