@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks" / "results"
 FOLDER = ROOT / "images" / "results"
 WIDTH = 6  # inches; text stays readable when a phone scales the plot down
-plt.style.use(ROOT / "images" / "tutorial.mplstyle")
-plt.rcParams.update({"font.size": 11, "axes.titlesize": 11, "axes.axisbelow": True})
-BLUE, *_, PURPLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-INK, GREY = plt.rcParams["text.color"], plt.rcParams["axes.edgecolor"]
+SIZES = {"font.size": 11, "axes.titlesize": 11, "axes.axisbelow": True}
+LOOK = ["default", ROOT / "images" / "tutorial.mplstyle", SIZES]
+with plt.style.context(LOOK):
+    BLUE, *_, PURPLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    INK, GREY = plt.rcParams["text.color"], plt.rcParams["axes.edgecolor"]
 SERVERS = {  # candidates of serving-h200.json: label, colour
     "vllm serve": ("vLLM's own server", GREY),
     "first piece at once, 4 ingresses, throughput": ("this service", BLUE),
@@ -225,6 +226,7 @@ PLOTS = (
 )
 
 
+@plt.style.context(LOOK)
 def main(folder: Path = FOLDER) -> None:
     """Draw each plot as an SVG."""
     folder.mkdir(parents=True, exist_ok=True)
