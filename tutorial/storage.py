@@ -1,7 +1,4 @@
-"""A run's files, in the one place that STORAGE names: a folder, `s3://...` or `gs://...`.
-
-A run writes under `<storage>/<run name>/` and nowhere else, but for a probe beside it, which it deletes.
-"""
+"""A run's files: all below `<storage>/<run name>/`, in a folder, on S3 or on Google's storage."""
 
 import atexit
 import os
@@ -33,8 +30,7 @@ class Storage:
         root: the storage.
         run_name: the run; its files are in `root / run_name`.
         resumed: whether the run goes on where an earlier one of its name ended.
-        server: the run's own S3 server, None if the storage is an object store; for a folder it starts when
-            the engines first need it.
+        server: the run's own S3 server; None if the storage is an object store of the user's.
         scratch: a name that nobody can guess, for this run's temporary folder on each machine.
         local: the folder for files that the storage did not take.
     """
@@ -66,23 +62,23 @@ class Storage:
         place = uri and Place.of(uri, attempts=1, timeout_s=4)
         server = None if place and place.scheme else S3Server()
         store = cls(place, run_name, resume, server, f"{run_name}-{secrets.token_hex(8)}")
-        atexit.register(store.close)  # a run that fails leaves no server and no temporary folder
-        if not place:
-            server.start()
-            store.root = server.place()
-        else:
-            folders = () if place.scheme else (Path(place.path), *Path(place.path).parents)
-            store._made = [each for each in folders if not each.exists()]
+        atexit.register(store.close)  # a run that fails leaves no server
+        folders = [Path(place.path), *Path(place.path).parents] if place and not place.scheme else []
+        store._made = [each for each in folders if not each.exists()]
+        if place:
             _probe(place, run_name)
-            store.root = Place.of(uri)
-            if folders:
-                _check_disk(place.path, "STORAGE", free)
-        if bool(store.listing()) != resume:
-            now = "holds no run of this name; set STORAGE and RUN_NAME as they were"
-            new = "holds a run of this name; set another, or RESUME=1"
-            store.close()
-            raise TutorialError(f"RUN_NAME={run_name}: {store} {now if resume else new}")
-        return store
+        else:
+            server.start()
+        store.root = Place.of(uri) if place else server.place()
+        if folders:
+            _check_disk(place.path, "STORAGE", free)
+        if bool(store.listing()) == resume:
+            return store
+        store.close()
+        there, hint = "a", "set another, or RESUME=1"
+        if resume:
+            there, hint = "no", "set STORAGE and RUN_NAME as they were"
+        raise TutorialError(f"RUN_NAME={run_name}: {store} holds {there} run of this name; {hint}")
 
     @property
     def place(self) -> Place:
@@ -119,8 +115,8 @@ class Storage:
         return target
 
     def for_engines(self, name: str) -> str:
-        """The address of this run's folder `name` for vLLM's engines, which read adapters from object stores
-        alone: files of a folder are copied to the run's own S3 server, which serves one machine."""
+        """The address of this run's folder `name` on an object store: vLLM's engines read adapters from those
+        alone. If the storage is a folder, the files are copied to the run's own S3 server."""
         if self.root.scheme:
             return str(self.place / name)
         self.engine_env()
@@ -137,8 +133,7 @@ class Storage:
         return self.server.address() if self.server else {}
 
     def worker_env(self) -> dict[str, str]:
-        """For `ray.init`'s runtime environment: the keys of the run's own S3 server, if a cluster is joined.
-        One that starts here has them from `worker_keys`, and in none of Ray's logs."""
+        """For `ray.init`'s runtime environment: the own server's keys, if a cluster is joined; else {}."""
         return self.server.keys if self.server and cluster.joins() else {}
 
     @contextmanager
@@ -167,28 +162,23 @@ class Storage:
             return self.place.listing()
 
     def clean_up(self) -> int:
-        """Delete what this run wrote, nothing else: the number of files deleted."""
+        """Delete what this run wrote there, and its temporary folder here: the number of files there."""
         count = len(self.listing())
         if not self.place.path.endswith(f"/{self.run_name}"):
             raise TutorialError(f"{self.place} is not the folder of {self.run_name}; nothing was deleted")
         with failing(f"STORAGE={self.root}: the files of {self.run_name} cannot be deleted"):
             self.place.delete()
+        if self.scratch:
+            shutil.rmtree(Path(tempfile.gettempdir(), self.scratch), ignore_errors=True)
         with suppress(OSError):  # one holds other files by now
             for folder in self._made:
                 folder.rmdir()
         return count
 
     def close(self) -> None:
-        """Stop the run's own S3 server, and delete the run's temporary folder on this machine."""
+        """Stop the run's own S3 server, which deletes what is on it."""
         if self.server:
             self.server.stop()
-        remove_scratch(self.scratch)
-
-
-def remove_scratch(scratch: str) -> None:
-    """Delete a run's temporary folder on the machine that this is called on."""
-    if scratch:
-        shutil.rmtree(Path(tempfile.gettempdir(), scratch), ignore_errors=True)
 
 
 def _probe(root: Place, run_name: str) -> None:
@@ -198,15 +188,13 @@ def _probe(root: Place, run_name: str) -> None:
         if root.scheme and root.files.get_file_info(bucket).type == FileType.NotFound:
             raise OSError(f"there is no bucket {bucket!r}, or these credentials cannot see it")
         probe.write(b"probe")
-        if probe.read() != b"probe":
-            raise OSError(f"{probe} does not hold what was written")
+        probe.read()
         probe.delete()
     except OSError as error:
         raise TutorialError(f"STORAGE={root}: {one_line(error)}{HINTS.get(root.scheme, '')}") from None
 
 
 def _check_disk(folder: str, setting: str, needed: dict[str, int]) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed[setting]:
+    if (free := shutil.disk_usage(folder).free) < needed[setting]:
         has = f"{free / 2**30:.1f} GiB free, the run needs {needed[setting] / 2**30:.0f}"
         raise TutorialError(f"{folder}: {has}; set {setting} to a larger disk")
