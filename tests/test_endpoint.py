@@ -30,13 +30,20 @@ LONG = {"max_tokens": MOST_TOKENS, "extra_body": {"ignore_eos": True}}
 
 @contextlib.contextmanager
 def running(time_limit_s):
-    """The storage and the adapter's folder, while the notebook's service runs."""
-    model_path, adapter = common.prepare("tiny")
+    """The storage and the adapter's folder, while the notebook's service runs.
+
+    The name of its model's folder is one that Ray Serve would read as an adapter of another model.
+    """
+    folder, adapter = common.prepare("tiny")
+    named = tempfile.TemporaryDirectory()
+    model_path = Path(named.name, "benchmark:tiny")
+    model_path.symlink_to(folder)
     profile = common.profile(True, model_path, {"engine": {"max_model_len": 8192}})
     profile.serving["deployment_config"] |= {"max_ongoing_requests": 4, "max_queued_requests": 4}
     store = storage.Storage.open(None, "test-serving")
     try:
-        lora_path = common.publish(store, adapter, model_path)
+        base = serving.model_id(str(model_path))
+        adapters.publish(store, adapter, common.ADAPTER, base=base, max_rank=common.RANK, recipe={})
         profile.worker_env |= store.engine_env()
         with store.worker_keys():
             ray.init(
@@ -47,7 +54,7 @@ def running(time_limit_s):
             )
         make_service = run.define("service", serving=serving)["make_service"]
         engine = profile.engine_kwargs(common.RANK, MOST_TOKENS)
-        app = make_service(profile, engine, str(model_path), lora_path, KEYS)
+        app = make_service(profile, engine, str(model_path), store.for_engines("adapters"), KEYS)
         serve.start(http_options={"host": "127.0.0.1", "port": PORT, "request_timeout_s": time_limit_s})
         serve.run_many([serve.RunTarget(app, name="llm")], wait_for_applications_running=False)
         serving.wait_until_ready("llm", timeout_s=300)
@@ -60,6 +67,7 @@ def running(time_limit_s):
             serve.shutdown()
             ray.shutdown()
         store.close()
+        named.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +266,7 @@ def test_every_model_is_retrieved_by_its_name(service, client):
     assert {"benchmark-tiny", "benchmark-tiny:my--run.2"} <= set(listed)
     for name, model in listed.items():
         assert client.models.retrieve(name) == model
-        assert set(model.model_dump()) == {"id", "object", "created", "owned_by", "max_model_len", "parent"}
+        assert set(model.to_dict()) == {"id", "object", "created", "owned_by", "max_model_len", "parent"}
     assert ask(client, "benchmark-tiny:my--run.2", max_tokens=2).model == "benchmark-tiny:my--run.2"
 
 
@@ -297,6 +305,10 @@ def test_a_storage_that_is_silent_takes_no_adapter_away(service, client):
     try:
         answer = ask(client, f"benchmark-tiny:{common.ADAPTER}", max_tokens=2)
         assert answer.usage.completion_tokens == 2
+        headers = {"Authorization": f"Bearer {KEYS[0]}", "X-Request-Id": "one-of-mine"}
+        answer = requests.get(f"http://127.0.0.1:{PORT}/v1/models", headers=headers, timeout=10)
+        assert answer.status_code == 500, "nor does it let one be listed"
+        assert answer.json()["error"]["message"] == "the service failed; request one-of-mine"
     finally:
         server.resume()
 

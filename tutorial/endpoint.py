@@ -55,7 +55,7 @@ class Ingress(OpenAiIngress):
     def __init__(self, servers: dict, configs: list[LLMConfig]):
         super().__init__(servers, dict.fromkeys(servers))
         self.configs = {each.model_id: each for each in configs}
-        self.places = {each.model_id: adapters_of(each, attempts=2, timeout_s=2) for each in configs}
+        self.places = {each.model_id: adapters_of(each, attempts=1, timeout_s=2) for each in configs}
         self.known, self.created = set(self.configs), int(time.time())
 
     async def chat(self, request: Request) -> Response:
