@@ -3,13 +3,15 @@
 settings  the environment, `.env`, profiles/*.yaml  cluster   Ray: before it starts, what it leaves behind
 tasks     one of tasks/*.yaml                       data      the task's rows, read and checked
 recipe    the LLaMA-Factory yaml, checked whole     prompt    how the model is asked, proved by tokens
-meaning   meaning representations, their grammar    files     a folder, https://, s3:// or gs:// as one object
-storage   the run's prefix                          s3server  the run's own S3 server
-model     the base model's folder                   adapters  what is published of an adapter
-training  what runs in Ray Train's workers          stage     errors in one line, seconds, results.json
+meaning   meaning representations, their grammar    template  chat templates, as training and engines read them
+files     a folder, https://, s3:// or gs://        storage   the run's prefix
+s3server  the run's own S3 server                   model     the base model's folder
+adapters  what is published of an adapter           training  what surrounds the loop in Ray Train's workers
 score     how good the answers are                  plots     pictures and tables
-serving   starts a service and watches it           endpoint  answers: keys, names, errors
-run       `make run`                                smollm2, quickstart  the small model; a fast start of it
+stage     errors in one line, seconds, results.json serving   starts a service and watches it
+endpoint  the service: keys, models, answers        door      checks of a request; errors in one envelope
+replica   the engine's process                      run       `make run`; cells by name
+smollm2, quickstart  the small model, and a faster start of its engine
 """
 
 import time
