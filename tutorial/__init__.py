@@ -3,7 +3,7 @@
 settings  the environment, `.env`, profiles/*.yaml  cluster   Ray: before it starts, what it leaves behind
 tasks     one of tasks/*.yaml                       data      the task's rows, read and checked
 recipe    the LLaMA-Factory yaml, checked whole     prompt    how the model is asked, proved by tokens
-meaning   meaning representations, their grammar    template  chat templates, as training and engines read them
+meaning   meaning representations, their grammar    template  one chat template for training and engines
 files     a folder, https://, s3:// or gs://        storage   the run's prefix
 s3server  the run's own S3 server                   model     the base model's folder
 adapters  what is published of an adapter           training  what surrounds the loop in Ray Train's workers
