@@ -364,6 +364,12 @@ def test_rays_folder_has_no_space_and_a_short_path(tmp_path):
             assert not os.path.exists(ours)
 
 
+def test_a_folder_for_ray_that_has_a_space(no_cluster, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", f"{no_cluster}/a b")
+    with pytest.raises(TutorialError, match=r"^RAY_TMPDIR=.*/a b: Ray cannot work there; set a path without"):
+        cluster.prepare(NO_FILE)
+
+
 def test_another_clusters_files_are_left_alone(tmp_path):
     mine, other = (tmp_path / "ray" / f"session_{name}" for name in ("1", "2"))
     mine.mkdir(parents=True)

@@ -40,6 +40,8 @@ def prepare(env_file: Path = ROOT / ".env") -> None:
     # Ray's workers do not start if its folder has a space; its sockets' paths have 107 characters at most.
     if "RAY_TMPDIR" not in os.environ and not re.fullmatch(r"[\w./+-]{1,38}", tempfile.gettempdir()):
         os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="tutorial-ray-", dir="/tmp")
+    if not re.fullmatch(r"[\w./+-]*", given := os.environ.get("RAY_TMPDIR", "")):
+        raise TutorialError(f"RAY_TMPDIR={given}: Ray cannot work there; set a path without spaces")
     optimize_serve()
     if "RAY_AUTH_MODE" in os.environ:
         return
