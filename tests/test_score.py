@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -308,3 +309,17 @@ def test_another_metric_is_one_entry():
         score.METRICS.clear()
         score.METRICS.update(table)
     assert (found["value"], found["low"] > 0) == (4 / 8, True)
+
+
+def test_a_report_holds_every_view_of_every_system():
+    answered = {
+        name: pd.DataFrame({"answer": answers, "target": TARGETS})
+        for name, answers in (("base", ANSWERS), ("tuned", TARGETS))
+    }
+    found = score.report(answered, TASK)
+    assert found["scores"]["tuned"]["exact match"]["value"] == 1
+    assert found["mistakes"]["base"] == score.count_kinds(ANSWERS, TARGETS, TASK).to_dict()
+    assert found["gains"] == {"tuned over base": score.gain(TARGETS, ANSWERS, TARGETS)}
+    assert set(found["by_function"]["base"]) == set(score.by_function(ANSWERS, TARGETS, TASK).index)
+    assert json.loads(json.dumps(found)) == found
+    assert score.report(answered, None)["by_attribute"] == {"base": {}, "tuned": {}}

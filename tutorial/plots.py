@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 from IPython.core.pylabtools import print_figure
@@ -22,7 +21,7 @@ STYLE = ROOT / "images" / "tutorial.mplstyle"
 plt.style.use(STYLE)
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 INK, GREY = plt.rcParams["text.color"], plt.rcParams["axes.edgecolor"]
-NO_GRAMMAR = "This task has no grammar, so its answers are compared as whole texts."
+SHOWN = ("exact match", "canonical match", "attribute F1", "valid answers")  # of the metrics
 TOKEN = re.compile(r"[^\s\[\](),][^\[\](),]*\[[^\[\]]*\]|\w+|\s+|.", re.DOTALL)  # `name[Portal 2]` is one
 
 
@@ -69,59 +68,19 @@ def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture
     return Picture(axes.figure, f"Loss per target token against optimizer steps: {', '.join(said)}.")
 
 
-def scores(found: dict[str, pd.DataFrame], sign: str = "") -> Markdown:
-    """What `score.scores` returns of several systems, side by side; shares with their 95% intervals.
-
-    `scores({"exact match": pd.DataFrame(gains).T}, sign="+")` shows what `score.gain` returns.
-    """
+def scores(found: dict[str, pd.DataFrame]) -> Markdown:
+    """What `score.scores` returns of several systems, a row for each; shares with their 95% intervals."""
 
     def shown(row: tuple) -> str:
         few = f"; {row.meanings:.0f} meanings" if row.meanings and row.meanings < FEW else ""
-        interval = f" ({row.low:{sign}.2f} to {row.high:{sign}.2f}{few})" if row.meanings else ""
-        return f"{row.value:{sign}.3f}{interval}"
+        interval = f" ({row.low:.2f} to {row.high:.2f}{few})" if row.meanings else ""
+        return f"{row.value:.3f}{interval}"
 
-    columns = {name: list(map(shown, part.itertuples())) for name, part in found.items()}
-    return table(pd.DataFrame(columns, index=next(iter(found.values())).index), index=True)
-
-
-def by_attribute(found: pd.DataFrame) -> Markdown:
-    """What `score.by_attribute` returns, for the attributes that the targets have."""
-    shown = found[found["support"] > 0].sort_values("support", ascending=False, kind="stable")
-    if shown.empty:
-        return Markdown(NO_GRAMMAR)
-    ratios = shown[["precision", "recall", "F1"]].map("{:.2f}".format)
-    return table(pd.concat([shown["support"].rename("targets"), ratios], axis=1), index=True)
-
-
-def by_function(found: dict[str, pd.DataFrame]) -> Picture | Markdown:
-    """Exact match (0 to 1) with its 95% interval for each function of the targets, a bar for each system."""
-    first = next(iter(found.values()))
-    if first.empty:
-        return Markdown(NO_GRAMMAR)
-    labels = [
-        f"{_cut(row[0], 40)} ({row.rows} rows, {row.meanings:.0f} meanings)" for row in first.itertuples()
-    ]
-    labels = [label.replace("$", r"\$") for label in labels]  # no formulas
-    value = pd.DataFrame({name: list(frame["exact match"]) for name, frame in found.items()}, labels)
-    errors = [[f["exact match"] - f["low"], f["high"] - f["exact match"]] for f in found.values()]
-    axes = value.plot.barh(figsize=(7, 1 + 0.55 * len(first)), xerr=np.array(errors), width=0.8, legend=False)
-    axes.set(xlim=(0, 1.02), xlabel="exact match on the test rows, 95% interval", ylabel="")
-    axes.invert_yaxis()
-    axes.figure.set_layout_engine("constrained")
-    axes.figure.legend(loc="outside upper center", ncols=len(found))
-    said = []
-    for name, frame in found.items():
-        said.append(f"{name}: {', '.join(f'{f} {share:.2f}' for f, share in frame['exact match'].items())}")
-    return Picture(axes.figure, f"Exact match for each function, a bar for each system. {'; '.join(said)}.")
-
-
-def faults(path: str | Path) -> Markdown:
-    """The faults that tests/faults wrote to the JSON file at `path`: one row each; recovery in seconds."""
-    found = pd.DataFrame(json.loads(Path(path).read_text(encoding="utf-8"))["faults"])
-    order = ["training", "batch inference", "all"]
-    found = found.sort_values("stage", key=lambda stages: stages.map(order.index), kind="stable")
-    shown = found.astype({"recovery_s": object}).fillna({"recovery_s": "-"})
-    return table(shown.rename(columns={"recovery_s": "after, s"}), longest=200)
+    rows = {
+        name: {row[0]: shown(row) for row in part.itertuples() if row[0] in SHOWN}
+        for name, part in found.items()
+    }
+    return table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("system"), index=True)
 
 
 def table(frame: pd.DataFrame, index: bool = False, longest: int | None = None) -> Markdown:
@@ -183,9 +142,3 @@ def profile(chosen: Profile) -> Markdown:
     values = [value.removesuffix("\n").removesuffix("\n...") for value in values]  # what ends a bare value
     shown = {"field": fields.keys(), f"profiles/{chosen.name}.yaml": [f"`{value}`" for value in values]}
     return table(pd.DataFrame(shown))
-
-
-def stages(seconds: dict[str, float]) -> Markdown:
-    """Seconds of each stage, and their sum."""
-    total = pd.Series(seconds | {"total": sum(seconds.values())}, name="seconds").rename_axis("stage")
-    return table(total.map("{:.0f}".format).to_frame(), index=True)

@@ -8,6 +8,7 @@ function raises ValueError if there is not one answer for each target, or the de
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -136,6 +137,27 @@ def kinds(answers: list[str], targets: list[str], description: Description | Non
 def count_kinds(answers: list[str], targets: list[str], description: Description | None) -> pd.Series:
     """How many wrong answers are of each kind."""
     return kinds(answers, targets, description).value_counts(sort=False).rename("answers")
+
+
+def report(answered: dict[str, pd.DataFrame], description: Description | None) -> dict[str, dict]:
+    """Everything above for systems that answered the same rows, as results.json holds it.
+
+    Args:
+        answered: for each system, a table with the columns answer and target.
+        description: of the task, None for plain text.
+    """
+    texts = {name: (list(part["answer"]), list(part["target"])) for name, part in answered.items()}
+    views = {"scores": scores, "by_function": by_function, "by_attribute": by_attribute}
+    found = {
+        view: {name: make(*pair, description).to_dict("index") for name, pair in texts.items()}
+        for view, make in views.items()
+    }
+    found["mistakes"] = {name: count_kinds(*pair, description).to_dict() for name, pair in texts.items()}
+    found["gains"] = {
+        f"{name} over {other}": gain(texts[name][0], texts[other][0], texts[name][1])
+        for other, name in pairwise(texts)
+    }
+    return found
 
 
 def telling(
