@@ -5,15 +5,15 @@ import os
 import subprocess
 import sys
 
-from tests import drive
+from tests import cells
 
 # As the processor's stages do: each batch becomes rows, and rows become a batch again.
 THROUGH = """
 one = {"few_shot": False, "system": "fine-tuned", "model": "none"}
-rows = [row | one | {"guided": n > 60 and n % 2 == 0} for n, row in enumerate((99 * used["test"])[:100])]
+rows = [row | one | {"guided": n > 60 and n % 2 == 0} for n, row in enumerate((99 * rows["test"])[:100])]
 def stage(batch):
     return {"__data": [dict(row) for row in batch["__data"]]}
-asked = ray.data.from_items(rows, override_num_blocks=1).map(lambda row: {"__data": prompt(row)})
+asked = ray.data.from_items(rows, override_num_blocks=1).map(lambda row: {"__data": preprocess(row)})
 for _ in range(2):
     asked = asked.map_batches(stage, batch_size=32, num_cpus=0.1)
 guided = [bool(row["__data"]["sampling_params"].get("structured_outputs")) for row in asked.take_all()]
@@ -22,9 +22,9 @@ print("GUIDED", sum(guided), len(guided))
 
 
 def test_rows_with_and_without_a_grammar_in_several_batches_of_one_task():
-    cells = [*drive.SET_UP, *drive.UNTRAINED, "cell-26", THROUGH, *drive.END]
+    items = [*cells.SET_UP, *cells.PREPARE, *cells.UNTRAINED, "processor", "questions", THROUGH, *cells.END]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.drive", json.dumps(cells)],
+        [sys.executable, "-m", "tests.cells", json.dumps(items)],
         env=os.environ | {"DATA": "sample", "VAL_ROWS": "4", "TEST_ROWS": "8"},
         capture_output=True,
         text=True,
