@@ -42,22 +42,26 @@ class Chat:
     """
 
     def __init__(self, model_path: str | Path, recipe_args: dict[str, Any]):
-        path, args = Path(model_path), dict(recipe_args)
-        self.system, named = args.get("default_system"), args.get("template")
-        thinks = bool(args.get("enable_thinking"))
-        of_trainer = (lambda: _trainer(path, args)[1]) if named not in (None, "empty") else lambda: None
-        self._template = ChatTemplate(path, thinks, of_trainer)
-        self._has_system, self._rendered = self._template.has_system, named == "empty"
-        args |= self._template.options
-        if named is None:
-            try:
-                self._encode, _ = _trainer(path, args)
+        path, named, self.system = (
+            Path(model_path),
+            recipe_args.get("template"),
+            recipe_args.get("default_system"),
+        )
+        self._rendered, self._named = named == "empty", None if named == "empty" else named
+        thinks = bool(recipe_args.get("enable_thinking"))
+        self._template = ChatTemplate(path, thinks, lambda: self._named and _trainer(path, recipe_args)[1])
+        self._has_system = self._template.has_system
+        empty = {"template": "empty", "default_system": None}
+        self.recipe_args = recipe_args | self._template.options | (empty if self._rendered else {})
+        try:
+            self._encode, _ = _trainer(path, self.recipe_args)
+            if not self._named:
                 self._compare(PROBE, self._asked([PROBE])[0])
-            except Exception:  # LLaMA-Factory takes the chat template apart, and fails in many ways
-                self._rendered = True
-        if self._rendered:
-            args |= {"template": "empty", "default_system": None}
-        self.recipe_args, (self._encode, _) = args, _trainer(path, args)
+        except Exception:  # LLaMA-Factory takes the chat template apart, and fails in many ways
+            if self._named:
+                raise
+            self._rendered, self.recipe_args = True, self.recipe_args | empty
+            self._encode, _ = _trainer(path, self.recipe_args)
         self.columns = {"prompt": "input", "response": "output"}
         self.columns |= {} if self._rendered else {"system": "instruction"}
         self.engine_kwargs = self._template.engine_kwargs()
@@ -67,10 +71,8 @@ class Chat:
         return {"system": self.system, "_has_system": self._has_system}
 
     def messages(self, row: Row, examples: Sequence[Row] = ()) -> list[dict[str, str]]:
-        """The turns that ask for a row's answer, after the questions and answers of `examples`.
-
-        The system text begins the first user turn if the chat template has no system turn.
-        """
+        """The turns that ask for a row's answer, after the questions and answers of `examples`. The system
+        text begins the first user turn if the chat template has no system turn."""
         turns = []
         for example in examples:
             turns += [USER | {"content": example["input"]}, ANSWER | {"content": example["output"]}]
@@ -109,7 +111,6 @@ class Chat:
         for split, rows in splits.items():
             for number, (row, asked) in enumerate(zip(rows, self._asked(rows), strict=True), start=1):
                 try:
-                    self._check_markup(row)
                     trained, answer = self._compare(row, asked)
                 except ValueError as error:
                     raise TutorialError(f"{split}, row {number}: {error}") from None
@@ -141,9 +142,8 @@ class Chat:
         """The tokens that the engines are asked, by the endpoint and by ray.data.llm."""
         template, turns = self._template, [self.messages(row, examples) for row in rows]
         texts = [template.render(each) for each in turns]
-        batch = template.tokenizer([template.render(each, template.batch_text) for each in turns])[
-            "input_ids"
-        ]
+        batch_texts = [template.render(each, template.batch_text) for each in turns]
+        batch = template.tokenizer(batch_texts)["input_ids"]
         endpoint = template.tokenizer(texts, add_special_tokens=False)["input_ids"]
         for one, other in zip(batch, endpoint, strict=True):
             if one != other:
@@ -152,6 +152,9 @@ class Chat:
 
     def _compare(self, row: Row, asked: list[int]) -> tuple[int, int]:
         """How many tokens a row and its answer have. Raises ValueError if they are not what is asked."""
+        for key, text in row.items():
+            if mark := self._template.markup.search(text):
+                raise ValueError(f"its {key} holds {mark[0]!r}, markup for the model; delete it from the row")
         change = "change the row" if self._rendered else "set template: empty in the recipe"
         trained, template = self._encode(self._row(row)), self._template
         answer = trained[len(asked) :]
@@ -160,17 +163,10 @@ class Chat:
         end = next((place for place, token in enumerate(answer) if token in template.stops), None)
         said = template.tokenizer.decode(answer[:end], skip_special_tokens=True)
         if end is None or said.strip() != row["output"].strip() or template.say(answer[end + 1 :]).strip():
-            stops = " or ".join(sorted(template.say([token]) for token in template.stops))
+            stops = " or ".join(sorted(template.names(template.stops)))
             wrong = f"the answer {template.say(answer)!r}, not {row['output']!r} and {stops}"
             raise ValueError(f"LLaMA-Factory trains on {wrong}; {change}")
         return len(trained), end
-
-    def _check_markup(self, row: Row) -> None:
-        for key, text in row.items():
-            if found := self._template.markup.search(text):
-                raise ValueError(
-                    f"its {key} holds {found[0]!r}, markup for the model; delete it from the row"
-                )
 
     def _parted(self, ids: list[int], asked: list[int]) -> str:
         """Both texts around the first token that differs."""

@@ -26,8 +26,8 @@ REFUSED = {  # why a key must have LLaMA-Factory's default
         "finetuning_type use_dora pissa_init additional_target use_llama_pro"
     ),
     "the engines do not have the base model that this adapter would need": (
-        "adapter_name_or_path create_new_adapter train_from_scratch rope_scaling mixture_of_depths resize_vocab "
-        "add_tokens add_special_tokens new_special_tokens_config"
+        "adapter_name_or_path create_new_adapter train_from_scratch rope_scaling mixture_of_depths "
+        "resize_vocab add_tokens add_special_tokens new_special_tokens_config"
     ),
     "every worker here holds the whole model (PyTorch's DDP)": (
         "deepspeed fsdp use_mca use_hyper_parallel use_kt"
@@ -64,8 +64,8 @@ class RayArgs(BaseModel, coerce_numbers_to_str=True):
 def load(path: Path, gpus: float | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The recipe as LLaMA-Factory's arguments and Ray Train's, checked whole, with what later cells need.
 
-    Values get the types of LLaMA-Factory's dataclasses (YAML reads `1e-4` as text). `dataset` and `eval_dataset`
-    become the notebook's splits. The first step is logged, so that there is a loss.
+    Values get the types of LLaMA-Factory's dataclasses (YAML reads `1e-4` as text). `dataset` and
+    `eval_dataset` become the notebook's splits. The first step is logged, so that there is a loss.
 
     Args:
         path: the yaml file.
@@ -165,7 +165,7 @@ def _check_known(path: Path, key: str, known: Iterable[str], problem: str) -> No
 
 @cache
 def _llamafactory() -> tuple[list[type], dict[str, Any], dict[str, Any], Iterable[str]]:
-    """LLaMA-Factory's dataclasses that check themselves, all keys' defaults, their types, and the templates."""
+    """LLaMA-Factory's dataclasses that check themselves, defaults and types of all keys, the templates."""
     from llamafactory import hparams  # imported here: it takes seconds
     from llamafactory.data.template import TEMPLATES
 

@@ -75,6 +75,10 @@ class ChatTemplate:
         """The text of tokens, special ones too."""
         return self.tokenizer.decode(list(ids))
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Special tokens as they are written; `decode` may change characters in them."""
+        return self.tokenizer.convert_ids_to_tokens(list(ids))
+
     def engine_kwargs(self) -> dict[str, object]:
         """What the endpoint's engine has to be told of the template."""
         found = {} if self.text == self._known else {"chat_template": self.text}
@@ -114,13 +118,13 @@ class ChatTemplate:
         try:
             return self.tokenizer.get_chat_template()
         except ValueError:
-            names = ", ".join(self.tokenizer.chat_template)
+            names = ", ".join(sorted(self.tokenizer.chat_template))
             raise self.unusable(f"its chat templates are {names}; name one of them default") from None
 
     def _fit_first_token(self, alone: str) -> None:
         encode = self.tokenizer
         bare, full = (encode("text", add_special_tokens=add)["input_ids"] for add in (False, True))
-        first = self.say(full[: len(full) - len(bare)])
+        first = "".join(self.names(full[: len(full) - len(bare)]))
         if full[len(full) - len(bare) :] != bare:
             raise self.unusable(
                 "its tokenizer ends each text with a token; set add_eos_token: false in its files"
@@ -142,9 +146,9 @@ class ChatTemplate:
         except TutorialError:  # a template may refuse such a conversation
             tail, between = "", set()
         ends = (token for token in tokens(tail) if token in self.stops)
-        self.end = self.say([next(ends, self.tokenizer.eos_token_id)])
+        (self.end,) = self.names([next(ends, self.tokenizer.eos_token_id)])
         added = self.tokenizer.added_tokens_decoder
         markup = {number for number, token in added.items() if token.special or number in between}
-        texts = [self.say([number]) for number in (markup | self.stops) - {self.tokenizer.unk_token_id}]
+        texts = self.names((markup | self.stops) - {self.tokenizer.unk_token_id})
         words = [re.escape(text) for text in texts if len(text.strip()) > 2]
         self.markup = re.compile("|".join(words) or "(?!)")
