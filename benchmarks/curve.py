@@ -5,8 +5,7 @@
 
 Runs README.ipynb up to its batch stage once for each number, with the settings of the environment, and scores
 the fine-tuned model on the test rows. The points are added to the JSON of `--out` under the name of profile
-and data, and `--picture` is drawn of all that is in it: for the page, benchmarks/results/curve-cpu-h200.json
-and images/learning_curve.svg.
+and data; the pages show benchmarks/results/curve-cpu-h200.json.
 
 With `--pitfalls` it trains once and asks the test rows three ways: as the notebook does; with the instruction
 in the user turn, where LLaMA-Factory's default puts it and most prompts do not; and sampled, with the
@@ -15,18 +14,12 @@ temperature and top_p of Qwen2.5's generation_config, which `vllm serve` takes i
 
 import json
 from collections import UserDict
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from matplotlib import pyplot as plt
-
 from benchmarks import common
-from tutorial import plots, score
-from tutorial.settings import ROOT
+from tutorial import score
 
 CURVE = common.RESULTS / "curve-cpu-h200.json"
-PICTURE = ROOT / "images" / "learning_curve.svg"
 
 
 def point() -> dict[str, Any]:
@@ -71,25 +64,6 @@ def _scored(names: dict[str, Any], systems: dict[str, dict]) -> dict[str, Any]:
     return common.facts(names) | {"exact match": exact}
 
 
-@plt.style.context(["default", plots.STYLE])
-def draw(curves: dict[str, dict], file: Path) -> None:
-    """A picture: a line for each curve, with the 95% interval of each point."""
-    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-    for color, (name, curve) in zip(
-        (plots.BLUE, plots.VERMILLION, plots.GREEN), curves.items(), strict=False
-    ):
-        points = pd.DataFrame(curve["points"])
-        spread = points["value"] - points["low"], points["high"] - points["value"]
-        style = {"marker": "o", "capsize": 3, "color": color, "label": f"{name}: {curve['model']}"}
-        axes.errorbar(points["train_rows"], points["value"], spread, **style)
-    axes.set(xscale="log", ylim=(0, 1), xlabel="training rows", ylabel="strict exact match")
-    axes.set_xticks(ticks := sorted({p["train_rows"] for c in curves.values() for p in c["points"]}), ticks)
-    axes.minorticks_off()
-    axes.grid()
-    axes.legend()
-    figure.savefig(file, metadata={"Date": None})
-
-
 def add(curves: dict[str, dict], found: dict[str, Any]) -> None:
     """Put a point where it belongs; a curve keeps the facts of its last run."""
     new = {"train_rows": found.pop("train_rows")} | found.pop("exact match")["fine-tuned"]
@@ -102,11 +76,10 @@ def add(curves: dict[str, dict], found: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what the command line says, and draw."""
+    """Measure what the command line says."""
     options = common.parser(__doc__, "curve")
     options.add_argument("train_rows", type=int, nargs="*", help="numbers of training rows")
     options.add_argument("--pitfalls", action="store_true", help="train once, ask in three ways")
-    options.add_argument("--picture", type=Path, help="to draw of all points in the JSON")
     args = common.parse(options, None, argv)
     from tutorial import stage
 
@@ -120,8 +93,6 @@ def main(argv: list[str] | None = None) -> None:
     for train_rows in args.train_rows:
         add(curves, common.alone(point, env=own | {"TRAIN_ROWS": str(train_rows)}))
         stage.write(args.out, curves)
-    if args.picture:
-        draw(curves, args.picture)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ README.ipynb's service is put under load in four ways: (1) `vllm bench serve` at
 requests: requests a second, time to the first token (TTFT) and to the last (total), p50, p95 and p99; (2) one
 replica, at most two, under a steady load that ends: replicas and latency over time; (3) one of two replicas
 is killed under that load; (4) a new version is rolled out under it. The clients of (2) to (4) are OpenAI's
-own, with its ordinary retries. Prints tables and writes JSON; `--picture images/load.svg` draws the page's.
+own, with its ordinary retries. Prints tables and writes JSON.
 """
 
 import argparse
@@ -22,16 +22,12 @@ from typing import Any
 
 import pandas as pd
 import psutil
-from matplotlib import pyplot as plt
 from openai import OpenAI, OpenAIError
 
 from benchmarks import common, serving
-from tutorial import plots
-from tutorial.settings import ROOT
 
 MEASURES = ("request_throughput", *(f"p{p}_{kind}_ms" for kind in ("ttft", "e2el") for p in (50, 95, 99)))
 TOKENS = 24  # of each answer of the steady load
-PICTURE = ROOT / "images" / "load.svg"
 
 
 class Load:
@@ -74,38 +70,6 @@ class Load:
         latency = pd.Series([each["latency_s"] for each in self.answered])
         shares = {f"p{p}_s": float(latency.quantile(p / 100)) for p in (50, 95, 99)}
         return {"answered": len(self.answered), "lost": len(self.failed), "failed": self.failed} | shares
-
-
-@plt.style.context(["default", plots.STYLE])
-def draw(found: dict[str, Any], file: Path) -> None:
-    """A picture: latency by load on the left; on the right replicas and latency over the time of a load."""
-    layout = [["levels", "replicas"], ["levels", "answers"]]
-    figure, axes = plt.subplot_mosaic(layout, figsize=(9, 3.6), layout="constrained", height_ratios=(2, 3))
-    levels = pd.DataFrame(found["levels"]).set_index("concurrency") / 1000
-    for kind, what, color in (("e2el", "whole answer", plots.BLUE), ("ttft", "first token", plots.ORANGE)):
-        for share, style in ((50, "o-"), (95, "o--"), (99, "o:")):
-            times = levels[f"p{share}_{kind}_ms"]
-            axes["levels"].plot(times.index, times, style, color=color, label=f"{what}, p{share}")
-    axes["levels"].set(xscale="log", yscale="log", xlabel="concurrent requests", ylabel="seconds")
-    axes["levels"].set_ylim(top=10 * levels["p99_e2el_ms"].max())  # room for the legend
-    axes["levels"].set_xticks(levels.index, levels.index)
-    axes["levels"].minorticks_off()
-    axes["levels"].legend(fontsize=8, ncols=2, loc="upper left")
-    scaled = found["autoscaling"]
-    running, answers = pd.DataFrame(scaled["replicas"]), pd.DataFrame(scaled["latency"])
-    over = (0, running["at_s"].max())
-    axes["replicas"].step(running["at_s"], running["replicas"], where="post", color=plots.VERMILLION)
-    axes["replicas"].set(ylim=(0, 2.5), yticks=[0, 1, 2], xlim=over, ylabel="replicas")
-    axes["replicas"].tick_params(labelbottom=False)
-    axes["answers"].plot(answers["at_s"], answers["latency_s"], ".", color=plots.BLUE, alpha=0.5)
-    axes["answers"].set(
-        xlabel="seconds; shaded: load", ylabel="an answer, seconds", ylim=(0, None), xlim=over
-    )
-    for name in ("replicas", "answers"):
-        axes[name].axvspan(0, scaled["load_ends_s"], color=plots.ORANGE, alpha=0.15)
-    for each in axes.values():
-        each.grid()
-    figure.savefig(file, metadata={"Date": None})
 
 
 def replicas() -> int:
@@ -209,7 +173,6 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--clients", type=int, default=8, help="of the steady load")
     options.add_argument("--hold-s", type=float, default=30, help="of load with two replicas")
     options.add_argument("--port", type=int, default=8000)
-    options.add_argument("--picture", type=Path, help="to draw of what was found")
     options.set_defaults(engine={})  # as it is in the profile
     args = common.parse(options, None, argv)
     from tutorial import stage
@@ -222,8 +185,6 @@ def main(argv: list[str] | None = None) -> None:
     common.show(pd.DataFrame(found["levels"]), ("concurrency", *MEASURES))
     parts = [{"candidate": part} | found[part] for part in ("autoscaling", "killed replica", "rollout")]
     common.show(pd.DataFrame(parts), ("answered", "lost", "p50_s", "p95_s", "p99_s"))
-    if args.picture:
-        draw(found, args.picture)
 
 
 if __name__ == "__main__":

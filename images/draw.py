@@ -237,7 +237,6 @@ def main(folder: Path = Path(__file__).parent) -> None:
         # No date and no version: the same picture is the same bytes.
         named = {"Title": draw.__doc__, "Date": None, "Creator": None}
         figure.savefig(path.with_suffix(".svg"), transparent=True, metadata=named)
-        figure.savefig(path.with_suffix(".png"), transparent=True, dpi=192, metadata={"Software": None})
 
 
 PICTURES = (workflow, training, batch, serving)
