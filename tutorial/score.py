@@ -1,8 +1,8 @@
 """How good the answers are, and what is wrong with the wrong ones.
 
-Any answer is scored, even one that is empty, cut off or repeats itself. Rows with one target are sentences of
-one meaning, which may all be answered right or wrong together: intervals count meanings, not rows. Every
-function raises ValueError if there is not one answer for each target, or the description refuses a target.
+Rows with one target are sentences of one meaning, which may be answered right or wrong together: intervals
+count meanings, not rows. Every function raises ValueError if answers and targets differ in number, or if the
+description refuses a target.
 """
 
 from collections import Counter
@@ -30,8 +30,7 @@ class Compared:
     meant: Meaning = NOTHING
     valid: bool = False  # the description allows what was said
 
-    def hits(self) -> int:
-        """Attributes that are right; one that is said twice is right once."""
+    def hits(self) -> int:  # attributes that are right; one that is said twice is right once
         return (Counter(self.said.attributes) & Counter(self.meant.attributes)).total()
 
 
@@ -71,32 +70,23 @@ def exact_match(answers: list[str], targets: list[str]) -> float:
 
 
 def scores(answers: list[str], targets: list[str], description: Description | None) -> pd.DataFrame:
-    """One row for each metric, from 0 to 1; without a description, exact match alone.
-
-    Canonical match ignores the order of attributes and of a list's values. Attribute metrics are
-    micro-averages, and 0 if there is nothing to average. An answer that does not parse has no attributes.
-
-    Columns: value; low and high, the 95% interval; meanings, how many it counts (see `_share`). Precision,
-    recall and F1 are no shares of the rows; the last three columns are None for them.
-    """
+    """One row for each metric, from 0 to 1; without a description, exact match alone. Canonical match ignores
+    the order of attributes and of a list's values. Columns: value; low and high, the 95% interval; meanings, how
+    many it counts (see `_share`). Attribute metrics are micro-averages, no shares of the rows: theirs are None."""
     rows, names = compare(answers, targets, description), list(METRICS) if description else ["exact match"]
     found = [_score(rows, name) for name in names]
     return pd.DataFrame(found, index=pd.Index(names, name="metric"), dtype=object)
 
 
 def gain(answers: list[str], others: list[str], targets: list[str]) -> dict[str, float]:
-    """How much more of `answers` than of `others` is an exact match, -1 to 1: value, low, high, meanings.
-
-    Both answer the same rows. The 95% interval joins those of two shares: of the rows that only the first has
-    right, and of those that only the other has right (Zou and Donner, Statistics in Medicine 27, 2008).
-    """
+    """How much more of `answers` than of `others` is an exact match, -1 to 1: value, low, high, meanings. The
+    interval joins those of the rows that only one of both has right (Zou and Donner, Stat. Med. 27, 2008)."""
     exact, rows = METRICS["exact match"], compare(answers, targets)
     right = [(exact(one), exact(other)) for one, other in zip(rows, compare(others, targets), strict=True)]
     more, less = _share(rows, [a > b for a, b in right]), _share(rows, [a < b for a, b in right])
     p, q = more["value"], less["value"]
-    tied = p * q and np.sqrt(
-        p * q / ((1 - p) * (1 - q))
-    )  # no row is in both, so one is high if the other is low
+    # No row is in both shares, so one is high if the other is low.
+    tied = p * q and np.sqrt(p * q / ((1 - p) * (1 - q)))
     x, y = np.array([p - more["low"], more["high"] - p]), np.array([less["high"] - q, q - less["low"]])
     low, high = p - q + np.array([-1, 1]) * np.sqrt(x**2 + y**2 + 2 * tied * x * y)
     return {"value": p - q, "low": float(low), "high": float(high), "meanings": more["meanings"]}
@@ -106,10 +96,11 @@ def by_function(answers: list[str], targets: list[str], description: Description
     """Exact match for each function of the targets: columns rows, exact match, low, high, meanings. Without a
     description there are no functions, and no rows."""
     rows = compare(answers, targets, description) if description else []
-    found = {}
-    for function, count in Counter(row.meant.function for row in rows).most_common():
-        part = [row for row in rows if row.meant.function == function]
-        found[function] = (count, *_score(part, "exact match").values())
+    parts = {}
+    for row in rows:
+        parts.setdefault(row.meant.function, []).append(row)
+    parts = sorted(parts.items(), key=lambda part: -len(part[1]))
+    found = {name: (len(part), *_score(part, "exact match").values()) for name, part in parts}
     columns = ["rows", "exact match", "low", "high", "meanings"]
     return pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("function")
 
@@ -140,23 +131,16 @@ def count_kinds(answers: list[str], targets: list[str], description: Description
 
 
 def report(answered: dict[str, pd.DataFrame], description: Description | None) -> dict[str, dict]:
-    """Everything above for systems that answered the same rows, as results.json holds it.
-
-    Args:
-        answered: for each system, a table with the columns answer and target.
-        description: of the task, None for plain text.
-    """
+    """All of this for systems that answered the same rows: tables with the columns answer and target."""
     texts = {name: (list(part["answer"]), list(part["target"])) for name, part in answered.items()}
     views = {"scores": scores, "by_function": by_function, "by_attribute": by_attribute}
     found = {
-        view: {name: make(*pair, description).to_dict("index") for name, pair in texts.items()}
+        view: {n: make(*pair, description).to_dict("index") for n, pair in texts.items()}
         for view, make in views.items()
     }
     found["mistakes"] = {name: count_kinds(*pair, description).to_dict() for name, pair in texts.items()}
-    found["gains"] = {
-        f"{name} over {other}": gain(texts[name][0], texts[other][0], texts[name][1])
-        for other, name in pairwise(texts)
-    }
+    pairs = {f"{name} over {other}": (*texts[name], texts[other][0]) for other, name in pairwise(texts)}
+    found["gains"] = {name: gain(ours, others, targets) for name, (ours, targets, others) in pairs.items()}
     return found
 
 
@@ -172,9 +156,7 @@ def telling(
     table.insert(0, "kind", kinds(answers, targets, description))
     table = table.dropna(subset="kind").sort_values("target", key=lambda text: text.str.len(), kind="stable")
     kind = table.groupby("kind", observed=True)["kind"]
-    order = np.lexsort(
-        [table["kind"].cat.codes, -kind.transform("size"), kind.cumcount()]
-    )  # by the last first
+    order = np.lexsort([table["kind"].cat.codes, -kind.transform("size"), kind.cumcount()])  # the last first
     return table.iloc[order].head(most).astype(object).reset_index(drop=True)
 
 
@@ -183,10 +165,10 @@ def _compared(answer: str, target: str, description: Description | None) -> Comp
     if description is None:
         return row
     try:
-        check(parse(target), description)
+        row.meant = canonical(parse(target), description)
+        check(row.meant, description)
     except ValueError as error:
         raise ValueError(f"target {target!r}: {error}") from None
-    row.meant = canonical(parse(target), description)
     with suppress(ValueError):
         row.said = canonical(parse(answer), description)
         check(row.said, description)
