@@ -70,9 +70,9 @@ def exact_match(answers: list[str], targets: list[str]) -> float:
 
 
 def scores(answers: list[str], targets: list[str], description: Description | None) -> pd.DataFrame:
-    """One row for each metric, from 0 to 1; without a description, exact match alone. Canonical match ignores
-    the order of attributes and of a list's values. Columns: value; low and high, the 95% interval; meanings, how
-    many it counts (see `_share`). Attribute metrics are micro-averages, no shares of the rows: theirs are None."""
+    """One row for each metric, 0 to 1; without a description, exact match alone. Canonical match ignores the
+    order of attributes and of a list's values. Columns: value; low and high, the 95% interval; meanings, how
+    many it counts. The last three are None for attribute metrics, which are micro-averages and no shares."""
     rows, names = compare(answers, targets, description), list(METRICS) if description else ["exact match"]
     found = [_score(rows, name) for name in names]
     return pd.DataFrame(found, index=pd.Index(names, name="metric"), dtype=object)
@@ -121,7 +121,7 @@ def kinds(answers: list[str], targets: list[str], description: Description | Non
     """For each answer its kind of mistake, one of `KINDS` or `PLAIN`; missing if it is an exact match."""
     fits, rows = KINDS if description else PLAIN, compare(answers, targets, description)
     found = [next(kind for kind, fit in fits.items() if fit(row)) for row in rows]
-    wrong = [not METRICS["exact match"](row) for row in rows]
+    wrong = [row.answer != row.target for row in rows]
     return pd.Series(found, dtype=pd.CategoricalDtype(list(fits)), name="kind").where(wrong)
 
 
@@ -185,16 +185,14 @@ def _only(meaning: Meaning, name: str) -> Meaning:
 
 
 def _score(rows: list[Compared], metric: str) -> dict[str, float | None]:
-    found = [METRICS[metric](row) for row in rows]
-    if not isinstance(found[0], tuple):
+    if not isinstance((found := [METRICS[metric](row) for row in rows])[0], tuple):
         return _share(rows, found)
     above, below = map(sum, zip(*found, strict=True))
     return {"value": above / below if below else 0.0, "low": None, "high": None, "meanings": None}
 
 
 def _share(rows: list[Compared], right: list[bool]) -> dict[str, float]:
-    """A share of the rows with its Clopper-Pearson interval, of the effective number of meanings: their
-    count if all have equally many rows (Kish 1965; Korn and Graubard, Survey Methodology 24, 1998)."""
+    """With its Clopper-Pearson interval, of the effective number of meanings (Kish 1965; Korn, Graubard 1998)."""
     sizes = Counter(row.target for row in rows).values()
     value, n = sum(right) / len(right), len(rows) ** 2 / sum(size**2 for size in sizes)
     low = beta.ppf(0.025, n * value, n - n * value + 1) if value else 0.0
