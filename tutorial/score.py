@@ -192,7 +192,7 @@ def _score(rows: list[Compared], metric: str) -> dict[str, float | None]:
 
 
 def _share(rows: list[Compared], right: list[bool]) -> dict[str, float]:
-    """With its Clopper-Pearson interval, of the effective number of meanings (Kish 1965; Korn, Graubard 1998)."""
+    """With its Clopper-Pearson interval, of the effective number of meanings (Korn and Graubard 1998)."""
     sizes = Counter(row.target for row in rows).values()
     value, n = sum(right) / len(right), len(rows) ** 2 / sum(size**2 for size in sizes)
     low = beta.ppf(0.025, n * value, n - n * value + 1) if value else 0.0
