@@ -45,7 +45,7 @@ deploy-check: .venv-deploy/.ready
 
 # What they saw is the table of the page's stage 7.
 test-faults: .venv/.ready
-	timeout 1800 pytest -q tests -m "faults or quick" --faults-json=benchmarks/faults.json --durations=0
+	timeout 1800 pytest -q tests -m "faults or quick" --faults-json=benchmarks/results/faults-cpu.json --durations=0
 
 test-production: .venv/.ready
 	pytest -q -m production --durations=0
