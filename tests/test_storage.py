@@ -377,7 +377,8 @@ def test_a_silent_google(gcs, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", address)
-        one_line("gs://anonymous@bucket/x", r"^STORAGE=gs://anonymous@bucket/x: ")
+        message = r"^STORAGE=gs://anonymous@bucket/x: "
+        assert one_line_error(message, Storage.open, "gs://anonymous@bucket/x", "viggo-4") < 30
 
 
 # A storage that goes away half way

@@ -24,7 +24,8 @@ BUCKET, REGION = "tutorial", "us-east-1"
 PARTS = ("s3", "filer", "master", "volume", "admin")
 PORTS = [f"{part}.port{kind}" for part in PARTS for kind in ("", ".grpc")]
 SWITCHES = """-filer.localSocket=filer.sock -s3.localSocket=s3.sock -s3.autoCreateBucket=false
-    -s3.port.iceberg=0 -s3.port.lance=0 -webdav=false -admin.ui=false -master.telemetry=false""".split()
+    -s3.port.iceberg=0 -s3.port.lance=0 -webdav=false -admin.ui=false -master.telemetry=false
+    -volume.preStopSeconds=0""".split()
 # When standard input closes, that is, when the process that started the server has ended in whatever way, the
 # server ends and its folder goes. (Linux's PR_SET_PDEATHSIG would also fire when only the thread has ended.)
 GUARD = """exec 3<&0
@@ -102,7 +103,7 @@ class S3Server:
         end = time.monotonic() + timeout_s
         while self.process.poll() is None and time.monotonic() < end:
             with suppress(OSError):  # not yet
-                if self.place(attempts=1, timeout_s=5).exists():
+                if self.place(attempts=1, timeout_s=2).exists():
                     return True
             time.sleep(0.1)
         return False
