@@ -1,5 +1,6 @@
 """Stage 7 as a team would do it: a job on a Ray cluster, then a service for the adapter that the job left."""
 
+import io
 import json
 import os
 import signal
@@ -11,12 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import openai
+import pandas as pd
 import pytest
 import requests
 import yaml
 
 from tests.conftest import ROOT
-from tutorial import model, settings, storage
+from tutorial import model, s3server, settings
+from tutorial.files import Place
 
 KEY, TOKEN = "a-key-of-some-customer", "0123456789abcdef" * 4
 DASHBOARD, SERVE = 8266, 8131
@@ -29,18 +32,30 @@ pytestmark = pytest.mark.production
 
 
 @pytest.fixture(scope="module")
-def stored():
-    """The storage's address: an S3 server, whose keys are in the environment."""
-    store = storage.Storage.open(None, "production-1")
-    yield f"{store.root}/jobs"
-    store.close()
+def server():
+    """An S3 server, which a team would have elsewhere."""
+    started = s3server.S3Server()
+    started.start()
+    yield started
+    started.stop()
 
 
 @pytest.fixture(scope="module")
-def environment(stored):
+def stored(server):
+    """The storage: its address, and its place."""
+    return f"s3://{s3server.BUCKET}/jobs", server.place() / "jobs"
+
+
+@pytest.fixture(scope="module")
+def environment(server):
     """Of the cluster's machines, and of those who speak to it."""
     outside = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return outside | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": ADDRESS}
+    return (
+        outside
+        | server.keys
+        | server.address()
+        | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": ADDRESS}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +98,9 @@ def ours(command: list[str], environment: dict[str, str], returncode: int = 0) -
     return done.stdout + done.stderr
 
 
-def left(stored: str, name: str) -> str:
+def left(place: Place, name: str) -> bytes:
     """A file of the job's run."""
-    files, path = storage.file_system(f"{stored}/{RUN}/{name}")
-    with files.open_input_stream(path) as stream:
-        return stream.read().decode()
+    return (place / RUN / name).read()
 
 
 def submit(environment, folder: Path, returncode: int = 0, **env: str) -> str:
@@ -102,16 +115,17 @@ def submit(environment, folder: Path, returncode: int = 0, **env: str) -> str:
 
 
 def test_a_job_then_a_service(cluster, environment, stored, tmp_path):
-    said = submit(environment, tmp_path, returncode=1, STORAGE=stored, TRAIN_ROWS="none")
+    address, place = stored
+    said = submit(environment, tmp_path, returncode=1, STORAGE=address, TRAIN_ROWS="none")
     assert "TRAIN_ROWS='none'" in said, "a wrong setting is a job that fails, in one line"
 
-    submit(environment, tmp_path, STORAGE=stored)
-    assert json.loads(left(stored, f"adapters/{RUN}/manifest.json"))["base_model"] == model.PACKAGED
-    found = json.loads(left(stored, "results/results.json"))
+    submit(environment, tmp_path, STORAGE=address)
+    assert json.loads(left(place, f"adapters/{RUN}/manifest.json"))["base_model"] == model.PACKAGED
+    found = json.loads(left(place, "results/results.json"))
     assert found["batch"]["rows_out"] == found["batch"]["rows_in"] > 0
 
     path = tmp_path / "serve.yaml"
-    path.write_text(yaml.safe_dump(service(stored)))
+    path.write_text(yaml.safe_dump(service(address)))
     ours(["serve", "deploy", str(path), "--address", ADDRESS], environment)
     for _ in range(60):
         status = yaml.safe_load(ours(["serve", "status", "--address", ADDRESS], environment))
@@ -120,7 +134,7 @@ def test_a_job_then_a_service(cluster, environment, stored, tmp_path):
         time.sleep(5)  # the command itself keeps a core busy for seconds
     assert state == "RUNNING", status
 
-    row = json.loads(left(stored, "data/test.jsonl").splitlines()[0])
+    row = pd.read_parquet(io.BytesIO(left(place, "data/test.parquet"))).iloc[0]
     asked = [{"role": "system", "content": row["instruction"]}, {"role": "user", "content": row["input"]}]
     url = f"http://127.0.0.1:{SERVE}/v1"
     client = openai.OpenAI(base_url=url, api_key=KEY)
@@ -144,7 +158,7 @@ def service(stored: str) -> dict:
     [application] = config["applications"]
     del application["runtime_env"]  # the code is on this machine
     [served] = application["args"]["llm_configs"]
-    source = model.folder(profile.model, settings.load().shared_folder())
+    source = model.resolve(profile.model, settings.load().shared_folder())
     served["model_loading_config"] = {"model_id": profile.model, "model_source": str(source)}
     served["engine_kwargs"] |= profile.engine
     for key in set(served["engine_kwargs"]) - set(profile.engine) - KEPT:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tutorial import storage
+from tutorial import s3server
 
 pytestmark = pytest.mark.faults
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
@@ -98,7 +98,8 @@ def test_one_of_two_machines_is_lost_and_comes_back(start, machines, project, se
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     (tmp_path / "s3").mkdir()
-    start([*on_head, *storage.server_command(tmp_path / "s3", s3["AWS_ENDPOINT_URL"], "two")], **s3)
+    server = s3server.command(head, [8433, *s3server.free_ports(len(s3server.PORTS) - 1)], "two")
+    start([*on_head, *server], tmp_path / "s3", **s3server.environment(tmp_path / "s3", s3))
     node = [RAY, *"start --block --num-cpus=4 --object-store-memory=300000000 --disable-usage-stats".split()]
     temp = f"/tmp/two-{os.getpid()}"  # noqa: S108  short: a socket's path has 107 bytes at most
     lead = ["--head", f"--node-ip-address={head}", "--port=6399", "--include-dashboard=false"]

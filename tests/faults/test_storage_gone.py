@@ -1,7 +1,7 @@
 """The object store goes away half way: the stage ends in one line, and what it had is kept here."""
 
+import re
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import yaml
 
 from tests import cells
 from tests.conftest import ROOT
-from tutorial import storage
+from tutorial import s3server
 
 pytestmark = pytest.mark.faults
 KEYS = {
@@ -24,9 +24,11 @@ KEYS = {
 @pytest.fixture
 def s3(start, tmp_path):
     """An S3 server of the test's own, the variables that lead to it, and a client."""
-    url = f"http://127.0.0.1:{storage._free_port()}"
-    (tmp_path / "s3").mkdir()
-    server = start(storage.server_command(tmp_path / "s3", url, "gone"), **KEYS)
+    folder, ports = tmp_path / "s3", s3server.free_ports(len(s3server.PORTS))
+    url = f"http://127.0.0.1:{ports[0]}"
+    folder.mkdir()
+    command = s3server.command("127.0.0.1", ports, "gone")
+    server = start(command, folder, **s3server.environment(folder, KEYS))
     client = boto3.client(
         "s3",
         endpoint_url=url,
@@ -56,8 +58,6 @@ def test_while_training(drive, s3, seen, tmp_path):
     recipe = yaml.safe_load((ROOT / "lora_sft_ray_cpu.yaml").read_text())
     recipe["ray"]["max_failures"] = 0  # each new attempt would wait a minute for the rows
     (tmp_path / "once.yaml").write_text(yaml.safe_dump(recipe))
-    kept = Path(tempfile.gettempdir(), "gone-training")
-    shutil.rmtree(kept, ignore_errors=True)
     run = drive(cells.TRAIN, RUN_NAME="gone", RECIPE=str(tmp_path / "once.yaml"), **env)
     run.wait_for(lambda: any("optimizer" in key for key in files(client, "gone/training/")))
     server.kill()
@@ -65,7 +65,8 @@ def test_while_training(drive, s3, seen, tmp_path):
     line = run.end(1)
     took = time.monotonic() - begun
     assert line.startswith("TutorialError: fine-tuning: "), run.said()[-3000:]
-    assert f"its files are kept in {kept}; " in line
+    kept = Path(re.search(r"its files are kept in (\S+); ", line)[1])
+    assert kept.name.startswith("gone-")
     assert list(kept.rglob("adapter_model.safetensors"))
     run.all_gone()
     shutil.rmtree(kept)
