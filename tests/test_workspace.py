@@ -16,7 +16,7 @@ from tutorial.files import Place
 
 KILLED = """
 import os, signal, sys
-from tests.test_training import config_of
+from tests.test_workspace import config_of
 from tutorial import training
 with training.workspace(config_of(sys.argv[1])) as work:
     work.out.mkdir()
