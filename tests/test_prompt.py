@@ -1,5 +1,6 @@
 """Training, batch inference and the endpoint must send the same tokens, for every kind of chat template."""
 
+import asyncio
 import dataclasses
 import json
 import pickle
@@ -53,6 +54,8 @@ FAMILIES = {
     "gemma": family("gemma", **GEMMA, stops=["<eos>", "<end_of_turn>"], system=False, end="<end_of_turn>"),
     "mistral": family("mistral", ["<s>", "</s>", "[INST]", "[/INST]"], bos="<s>", eos="</s>"),
     "llama2": family("llama2", ["<s>", "</s>"], bos="<s>", eos="</s>"),
+    "llama2_sentencepiece": family("llama2", ["<s>", "</s>"], bos="<s>", eos="</s>", spaces="Metaspace"),
+    "zephyr_sentencepiece": family("zephyr", ["<s>", "</s>"], bos="<s>", eos="</s>", spaces="Metaspace"),
     "deepseek_r1": family("deepseek_r1", R1, bos=R1[0], eos=R1[1]),
     "empty_thought": family("empty_thought", IM),
     "parts": family("parts", **GEMMA, stops="<end_of_turn>", end="<end_of_turn>"),
@@ -66,14 +69,16 @@ FAMILIES = {
 def make_model(tmp_path_factory):
     """A function that makes a model's folder without weights. Its tokenizer puts `bos` before every text."""
 
-    def make(chat_template, tokens=(), bos=None, eos="<|im_end|>", stops=None, **_):
+    def make(chat_template, tokens=(), bos=None, eos="<|im_end|>", stops=None, spaces="ByteLevel", **_):  # noqa: PLR0917
         folder = tmp_path_factory.mktemp("model")
         pieces = tokenizers.Tokenizer(tokenizers.models.BPE())
-        pieces.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        pieces.decoder = tokenizers.decoders.ByteLevel()
-        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        options = {"add_prefix_space": False} if spaces == "ByteLevel" else {"prepend_scheme": "first"}
+        pieces.pre_tokenizer = getattr(tokenizers.pre_tokenizers, spaces)(**options)
+        pieces.decoder = getattr(tokenizers.decoders, spaces)()
+        letters = [chr(code) for code in range(33, 127)] + list("\n" + ODD["input"] + ODD["output"])
+        letters += tokenizers.pre_tokenizers.ByteLevel.alphabet() if spaces == "ByteLevel" else []
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=500, initial_alphabet=alphabet, show_progress=False
+            vocab_size=500, initial_alphabet=letters, show_progress=False
         )
         pieces.train_from_iterator([row["input"] for row in ROWS["train"]], trainer)
         tokenizer = PreTrainedTokenizerFast(
@@ -131,12 +136,21 @@ def trained_rows(chat, model_path, rows, folder):
     ]
 
 
-def asked_by_batch(chat, tokenizer, turns):
-    """ray.data.llm's two stages: the chat template as text, then the tokenizer with its special tokens."""
-    stage = {"chat_template_kwargs": {}} | chat.template_stage
-    options = {"tokenize": False, "add_generation_prompt": True} | stage["chat_template_kwargs"]
-    text = tokenizer.apply_chat_template(turns, chat_template=stage.get("chat_template"), **options)
-    return tokenizer(text)["input_ids"]
+def asked_by_batch(chat, folder, conversations):
+    """The tokens that ray.data.llm's own two stages make of conversations. No engine is started."""
+    from ray.llm._internal.batch.stages.chat_template_stage import ChatTemplateUDF
+    from ray.llm._internal.batch.stages.tokenize_stage import TokenizeUDF
+
+    async def run(stage, rows):
+        return [
+            row
+            async for row in stage.udf([{stage.IDX_IN_BATCH_COLUMN: i} | row for i, row in enumerate(rows)])
+        ]
+
+    given = {"data_column": "row", "expected_input_keys": [], "model": str(folder)}
+    rows = [{"messages": turns} for turns in conversations]
+    texts = asyncio.run(run(ChatTemplateUDF(**given, **chat.template_stage), rows))
+    return [row["tokenized_prompt"] for row in asyncio.run(run(TokenizeUDF(**given), texts))]
 
 
 @pytest.fixture(scope="module")
@@ -173,23 +187,30 @@ def test_three_programs_send_the_same_tokens(name, folders, tmp_path, asked_by_e
     chat.check(splits, EXAMPLES, VIGGO, 2048)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = splits["test"]
-    turns = [chat.messages(row) for row in rows]
+    for examples in (EXAMPLES, ()):
+        turns = [chat.messages(row, examples) for row in rows]
+        prompts = asked_by_endpoint(chat, folder, turns)
+        assert asked_by_batch(chat, folder, turns) == prompts
     trained = trained_rows(chat, folder, rows, tmp_path)
-    for row, asked, row_trained in zip(rows, asked_by_endpoint(chat, folder, turns), trained, strict=True):
+    for row, asked, row_trained in zip(rows, prompts, trained, strict=True):
         ids, labels = row_trained["input_ids"], row_trained["labels"]
         answer = ids[len(asked) :]
         end = answer.index(tokenizer.convert_tokens_to_ids(made.end))
         assert ids[: len(asked)] == asked
-        assert asked == asked_by_batch(chat, tokenizer, chat.messages(row))
         assert tokenizer.decode(answer[:end]).strip() == row["output"].strip()
         assert tokenizer.decode(answer[end + 1 :]).strip() == ""
         assert labels == [-100] * len(asked) + answer  # the loss is on the answer alone
         assert not made.bos or asked.count(tokenizer.bos_token_id) == 1
-    turns = [chat.messages(row, EXAMPLES) for row in rows]
-    for each, asked in zip(turns, asked_by_endpoint(chat, folder, turns), strict=True):
-        assert asked == asked_by_batch(chat, tokenizer, each)
     assert (set(chat.columns) == {"prompt", "response"}) == made.rendered
     assert (chat.messages(rows[0])[0]["role"] == "system") == made.system
+
+
+def test_a_space_follows_the_first_token_if_the_tokenizer_puts_one_there(folders):
+    for name in ("llama2_sentencepiece", "zephyr_sentencepiece"):
+        assert (
+            prompt.Chat(folders[name], ARGS).side_by_side(ODD)[1].startswith(("<s> [INST]", "<s> <|system|>"))
+        )
+    assert prompt.Chat(folders["llama2"], ARGS).side_by_side(ODD)[1].startswith("<s>[INST]")
 
 
 def test_training_and_inference_are_shown_side_by_side(folders):
@@ -280,9 +301,8 @@ def test_a_default_among_named_templates_is_used(make_model, asked_by_endpoint):
     chat.check(ROWS, EXAMPLES, VIGGO, 2048)
     trained, asked = chat.side_by_side(ODD)
     assert trained == asked + ODD["output"] + "<|im_end|>"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    (ids,) = asked_by_endpoint(chat, folder, [chat.messages(ODD)])
-    assert ids == asked_by_batch(chat, tokenizer, chat.messages(ODD))
+    turns = [chat.messages(ODD)]
+    assert asked_by_endpoint(chat, folder, turns) == asked_by_batch(chat, folder, turns)
 
 
 REFUSES, LISTS = "{{ raise_exception('for images only') }}", "{{ messages[0].content.text.more }}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from tutorial import TutorialError, recipe
+from tutorial import TutorialError, one_line, recipe
 from tutorial.tasks import Task
 from tutorial.template import ANSWER, SYSTEM, USER, ChatTemplate
 
@@ -57,9 +57,9 @@ class Chat:
             self._encode, _ = _trainer(path, self.recipe_args)
             if not self._named:
                 self._compare(PROBE, self._asked([PROBE])[0])
-        except Exception:  # LLaMA-Factory takes the chat template apart, and fails in many ways
+        except Exception as error:  # LLaMA-Factory takes the chat template apart, and fails in many ways
             if self._named:
-                raise
+                raise self._template.unusable(f"template: {named}: {one_line(error)}") from None
             self._rendered, self.recipe_args = True, self.recipe_args | empty
             self._encode, _ = _trainer(path, self.recipe_args)
         self.columns = {"prompt": "input", "response": "output"}

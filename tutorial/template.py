@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -99,15 +100,15 @@ class ChatTemplate:
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig  # it takes seconds
 
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.path)
+            self.tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:
             raise self.unusable(f"its tokenizer cannot be loaded: {one_line(error)}") from None
         if self.tokenizer.eos_token_id is None:
             raise self.unusable("its tokenizer has no eos_token; set one in tokenizer_config.json")
-        try:  # as vLLM does, whatever its generation_config
-            stops = GenerationConfig.from_pretrained(self.path).eos_token_id
-        except OSError:
-            stops = getattr(AutoConfig.from_pretrained(self.path), "eos_token_id", None)
+        with suppress(OSError):  # as vLLM does, whatever its own generation_config is
+            config = GenerationConfig.from_pretrained(self.path)
+        stops = getattr(config, "eos_token_id", None)
         self.stops = {self.tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
         has_processor = any((self.path / file).exists() for file in PROCESSORS)  # with a template of its own
         self._known = None if has_processor else self.tokenizer.chat_template
@@ -129,12 +130,17 @@ class ChatTemplate:
             raise self.unusable(
                 "its tokenizer ends each text with a token; set add_eos_token: false in its files"
             )
-        if not alone.startswith(first):
-            self.text = f"{{{{ {first!r} }}}}{self.text}"
         self.batch_text = self.text
         if first:
-            inside = self.text.removesuffix("\n")
-            self.batch_text = f"{{% set text +%}}{inside}{{%+ endset %}}{{{{ text[{len(first)}:] }}}}"
+            skip = len(first) if alone.startswith(first) else 0
+            begin = "{% set text +%}" + self.text.removesuffix("\n") + "{%+ endset %}"
+            self.batch_text = f"{begin}{{{{ text[{skip}:] }}}}"
+            if not skip:
+                self.text = f"{{{{ {first!r} }}}}{self.text}"
+            asked = encode(self.render([USER], self.batch_text))["input_ids"]
+            if asked != encode(self.render([USER]), add_special_tokens=False)["input_ids"]:
+                # SentencePiece puts a space before a text, but not if a special token begins it.
+                self.text = f"{begin}{{{{ {first + ' '!r} + text[{skip}:] }}}}"
 
     def _find_end(self) -> None:
         def tokens(text: str) -> list[int]:
