@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import logging
+import traceback
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -31,6 +32,13 @@ PASSED_ON += ("user-agent", "x-request-id")
 # By these vLLM's own server tells a client's mistake from a failure. Ray Serve LLM knows ValueError alone.
 CLIENTS = {"VLLMClientError", "ValueError", "TypeError", "OverflowError", "NotImplementedError"}
 CLIENTS |= {"TemplateError"}  # Jinja's
+# What vLLM reads a request with: whatever fails in there fails by what the client sent.
+READING = (
+    "vllm.v1.engine.input_processor",
+    "vllm.sampling_params",
+    "vllm.renderers",
+    "vllm.entrypoints.chat_utils",
+)
 CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 408: "timeout"}
 CODES |= {413: "too_large", 415: "unsupported_media_type", 500: "internal_error", 503: "overloaded"}
 ERROR = b'data: {"error":'  # so begins an event of a stream that is an error
@@ -62,8 +70,11 @@ def mistake(error: BaseException | None) -> Refused | None:
         )
     if CLIENTS & {kind.__name__ for kind in type(error).__mro__}:
         return Refused(400, one_line(error), param=getattr(error, "parameter", None))
-    hides = type(error).__name__ == "EngineGenerateError"  # vLLM's, for what is wrong with a grammar
-    return mistake(error.__cause__) if hides else None
+    if type(error).__name__ == "EngineGenerateError":  # vLLM's, around whatever it was
+        return mistake(error.__cause__)
+    frames = [frame for frame, _ in traceback.walk_tb(getattr(error, "__traceback__", None))]
+    reading = any(frame.f_globals.get("__name__", "").startswith(READING) for frame in frames)
+    return Refused(400, "the request is not understood") if reading else None
 
 
 def refusal(error: Exception, request_id: str, offered: str) -> Refused:

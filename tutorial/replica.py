@@ -101,7 +101,8 @@ class Server(LLMServer):
     async def _ask(self, ask, request, info) -> AsyncGenerator:
         if model := serve.get_multiplexed_model_id():
             await self.adapters.check(model.partition(":")[2])
-        if request.stream and any(getattr(request, name, None) for name in GUIDES):
+        guided = any(getattr(request, name, None) for name in GUIDES)
+        if request.stream and guided:
             # In a stream vLLM does not say what is wrong with a grammar. One token outside of a stream does.
             known = {name: value for name, value in ALONE.items() if name in type(request).model_fields}
             async for _ in self._ask(ask, request.model_copy(update=known), info):
@@ -112,7 +113,10 @@ class Server(LLMServer):
             async for piece in pieces:
                 yield piece
         except Exception as error:
-            if told := mistake(error):
+            told = mistake(error)
+            if guided and type(error).__name__ == "GenerationError":  # vLLM's, of a request that failed alone
+                told = Refused(400, "no answer can follow the grammar, schema or expression that was sent")
+            if told:
                 raise told from None
             raise
 
