@@ -6,6 +6,7 @@ import json
 import subprocess
 import tempfile
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,10 +18,11 @@ import requests
 from pydantic import SecretStr
 from ray import serve
 from ray.serve.llm import LLMConfig
+from ray.serve.llm.openai_api_models import CompletionRequest
 
 from benchmarks import common
 from tests.test_door import Attack
-from tutorial import TutorialError, adapters, cluster, endpoint, replica, run, serving, stage, storage
+from tutorial import TutorialError, adapters, cluster, door, endpoint, replica, run, serving, stage, storage
 
 KEYS = ["a-key-of-the-first-team", "a-key-of-the-second-team"]
 TIME_LIMIT_S, MOST_TOKENS = 3, 6000
@@ -223,6 +225,37 @@ def test_the_beginning_of_an_answer_does_not_wait_for_the_rest():
     assert asyncio.run(ask(9)) == [[0], [1], [2, 3, 4, 5, 6, 7, 8]]
     assert asyncio.run(ask(1)) == [[0]]
     assert asyncio.run(ask(0)) == []
+
+
+def test_what_is_wrong_with_a_stream_is_asked_for_without_one():
+    class Server(replica.Server):  # without an engine
+        __init__ = __del__ = lambda self: None
+
+    server = Server()
+    server.loading = defaultdict(asyncio.Lock)
+    asked = []
+
+    async def ask(request, info):
+        asked.append(request)
+
+        async def pieces():
+            yield ["data: one"]
+            yield ['data: {"error": {"message": "", "code": 500}}']
+
+        async def whole():
+            raise ValueError("a bad word")
+            yield
+
+        return pieces() if request.stream else whole()
+
+    async def answer(**options):
+        request = CompletionRequest(prompt="Hello", max_tokens=9, **options)
+        return [piece async for piece in server._ask(ask, request, None)]
+
+    with pytest.raises(door.Refused) as told:
+        asyncio.run(answer(stream=True, stream_options={"include_usage": True}))
+    assert told.value.content["error"]["message"] == "a bad word"
+    assert [(request.stream, request.max_tokens) for request in asked] == [(True, 9), (False, 1)]
 
 
 def test_models_that_are_not_there(client):

@@ -13,7 +13,7 @@ from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 
 from tutorial import TutorialError, adapters
-from tutorial.door import Refused, mistake
+from tutorial.door import ERROR, Refused, mistake
 from tutorial.files import Place
 
 AT_ONCE = 2  # pieces of a streamed answer: the role, which has no text, and the first token
@@ -101,19 +101,20 @@ class Server(LLMServer):
     async def _ask(self, ask, request, info) -> AsyncGenerator:
         if model := serve.get_multiplexed_model_id():
             await self.adapters.check(model.partition(":")[2])
-        guided = any(getattr(request, name, None) for name in GUIDES)
-        if request.stream and guided:
-            # In a stream vLLM does not say what is wrong with a grammar. One token outside of a stream does.
-            known = {name: value for name, value in ALONE.items() if name in type(request).model_fields}
-            async for _ in self._ask(ask, request.model_copy(update=known), info):
-                pass
         async with self.loading[model]:  # the engine refuses to load an adapter that it is loading already
             pieces = await ask(request, info)
         try:
             async for piece in pieces:
+                if isinstance(piece, list) and any(str(each).startswith(ERROR.decode()) for each in piece):
+                    # In a stream vLLM does not say what is wrong. One token outside of a stream does.
+                    fields = type(request).model_fields
+                    known = {name: value for name, value in ALONE.items() if name in fields}
+                    async for _ in self._ask(ask, request.model_copy(update=known), info):
+                        pass
                 yield piece
         except Exception as error:
             told = mistake(error)
+            guided = any(getattr(request, name, None) for name in GUIDES)
             if guided and type(error).__name__ == "GenerationError":  # vLLM's, of a request that failed alone
                 told = Refused(400, "no answer can follow the grammar, schema or expression that was sent")
             if told:
