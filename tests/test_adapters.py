@@ -6,7 +6,7 @@ import pytest
 from peft import LoraConfig
 from safetensors.numpy import save_file
 
-from tutorial import TutorialError, adapters
+from tutorial import TutorialError, adapters, serving
 from tutorial.storage import Storage
 
 MADE_BY = {"base": "some/base-model", "max_rank": 8, "recipe": {"lora_rank": 8}}
@@ -55,6 +55,13 @@ def test_what_is_published_is_what_is_read_back(run, make):
     for file in (adapters.CONFIG, adapters.MANIFEST):
         assert b"somewhere" not in (place / "good" / file).read(), "a path of the machine that trained it"
     assert adapters.verify_all(run.place / "none", base="base-model") == {}
+
+
+def test_a_base_model_with_a_name_that_ray_serve_cannot_take(run, make):
+    """The manifest has the name that the model is served under."""
+    adapters.publish(run, make(), "odd", **MADE_BY | {"base": "/models/qwen3:135m"})
+    served = serving.model_id("/models/qwen3:135m")
+    assert adapters.verify(run.place / "adapters" / "odd", base=served).base_model == served == "qwen3-135m"
 
 
 @pytest.mark.parametrize(

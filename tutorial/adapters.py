@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from tutorial import TutorialError, one_line, stage
 from tutorial.files import Place, failing
+from tutorial.model import model_id
 from tutorial.settings import first_error
 from tutorial.storage import Storage
 
@@ -77,7 +78,7 @@ def publish(
         Path(made, CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         Path(made, WEIGHTS).symlink_to(Path(folder, WEIGHTS).absolute())
         manifest = Manifest(
-            base_model=Path(base).name,
+            base_model=model_id(base),
             rank=rank,
             recipe=recipe,
             versions=stage.versions(),
@@ -111,9 +112,9 @@ def verify(place: Place, base: str) -> Manifest:
         raise TutorialError(
             f"{place}/{other[0]}: by its SHA-256 not the file that was published; publish it again"
         )
-    if manifest.base_model != Path(base).name:
+    if manifest.base_model != model_id(base):
         raise TutorialError(
-            f"{place}: made for {manifest.base_model}, not for {Path(base).name}; set MODEL as it was"
+            f"{place}: made for {manifest.base_model}, not for {model_id(base)}; set MODEL as it was"
         )
     return manifest
 

