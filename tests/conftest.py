@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from pathlib import Path
 
@@ -12,6 +13,16 @@ cluster.optimize_serve()  # as README.ipynb's first cell does, before anything i
 from tutorial import model, storage  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was():
+    """What `.env` brings into the environment stays for a run, and must not stay for the next test."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
