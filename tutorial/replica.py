@@ -101,25 +101,29 @@ class Server(LLMServer):
     async def _ask(self, ask, request, info) -> AsyncGenerator:
         if model := serve.get_multiplexed_model_id():
             await self.adapters.check(model.partition(":")[2])
+        guided = any(getattr(request, name, None) for name in GUIDES)
+        if request.stream and guided:
+            await self._try(ask, request, info)
         async with self.loading[model]:  # the engine refuses to load an adapter that it is loading already
             pieces = await ask(request, info)
         try:
             async for piece in pieces:
                 if isinstance(piece, list) and any(str(each).startswith(ERROR.decode()) for each in piece):
-                    # In a stream vLLM does not say what is wrong. One token outside of a stream does.
-                    fields = type(request).model_fields
-                    known = {name: value for name, value in ALONE.items() if name in fields}
-                    async for _ in self._ask(ask, request.model_copy(update=known), info):
-                        pass
+                    await self._try(ask, request, info)
                 yield piece
         except Exception as error:
             told = mistake(error)
-            guided = any(getattr(request, name, None) for name in GUIDES)
             if guided and type(error).__name__ == "GenerationError":  # vLLM's, of a request that failed alone
                 told = Refused(400, "no answer can follow the grammar, schema or expression that was sent")
             if told:
                 raise told from None
             raise
+
+    async def _try(self, ask, request, info) -> None:
+        """Ask for one token without a stream: in a stream vLLM does not say what is wrong with a request."""
+        known = {name: value for name, value in ALONE.items() if name in type(request).model_fields}
+        async for _ in self._ask(ask, request.model_copy(update=known), info):
+            pass
 
     def _batch_output_stream(self, generator: AsyncGenerator) -> AsyncGenerator[list]:
         """Send the beginning of a streamed answer at once. Ray holds pieces back for some milliseconds and
