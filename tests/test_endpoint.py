@@ -25,7 +25,7 @@ from tests.test_door import Attack
 from tutorial import TutorialError, adapters, cluster, door, endpoint, replica, run, serving, stage, storage
 
 KEYS = ["a-key-of-the-first-team", "a-key-of-the-second-team"]
-TIME_LIMIT_S, MOST_TOKENS = 6, 6000
+TIME_LIMIT_S, MOST_TOKENS = 8, 6000
 PORT = serving.free_port()
 LONG = {"max_tokens": MOST_TOKENS, "extra_body": {"ignore_eos": True}}
 
