@@ -152,7 +152,7 @@ def test_pictures_say_what_they_show(page: Page, site):
 def test_comments_in_the_prose_stay_hidden(page: Page, site):
     page.goto(site)
     text = page.locator("article").inner_text()
-    assert "In the run shown on this page" in text
+    assert "The run shown on this page" in text
     assert not re.search(r"<!--|-->|batch/scores", text)
 
 
