@@ -1,9 +1,13 @@
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import boto3
+import nbformat
 import pytest
 
 from tutorial import cluster, settings
@@ -47,6 +51,27 @@ def bucket(user):
     name = f"bucket-{time.time_ns()}"
     user.create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with the same code, in a folder whose name has a space: runs a notebook of its own."""
+    root = tmp_path / "my repo"
+    root.mkdir()
+    shutil.copytree(ROOT / "tutorial", root / "tutorial", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def write(*sources):
+        cells = [nbformat.v4.new_markdown_cell("## 1. One"), nbformat.v4.new_markdown_cell("## Two")]
+        cells += [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "README.ipynb")
+
+    def main(*sources, **environment):
+        write(*sources)
+        env = {key: value for key, value in (os.environ | environment).items() if value is not None}
+        return subprocess.run(main.command, cwd=root, env=env, capture_output=True, text=True, check=False)
+
+    main.root, main.write, main.command = root, write, [sys.executable, "-m", "tutorial.run"]
+    return main
 
 
 @pytest.fixture(scope="session")

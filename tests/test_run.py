@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 
 import nbformat
 import pytest
@@ -22,25 +21,6 @@ pathlib.Path("out").mkdir(exist_ok=True)
 pathlib.Path("out", "results.json").write_text("{}")
 print("done", file=open("out/said", "w"))
 """
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A project with the same code, in a folder whose name has a space: runs a notebook of its own."""
-    root = tmp_path / "my repo"
-    root.mkdir()
-    shutil.copytree(ROOT / "tutorial", root / "tutorial", ignore=shutil.ignore_patterns("__pycache__"))
-
-    def main(*sources, **environment):
-        cells = [nbformat.v4.new_markdown_cell("## 1. One"), nbformat.v4.new_markdown_cell("## Two")]
-        cells += [nbformat.v4.new_code_cell(source) for source in sources]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "README.ipynb")
-        env = {key: value for key, value in (os.environ | environment).items() if value is not None}
-        command = [sys.executable, "-m", "tutorial.run"]
-        return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
-
-    main.root = root
-    return main
 
 
 @pytest.mark.parametrize("home", ["empty", "/dev/null", "", None])

@@ -11,6 +11,7 @@ score     how good the answers are                  plots     pictures and table
 stage     errors in one line, seconds, results.json serving   starts a service and watches it
 endpoint  the service: keys, models, answers        door      checks of a request; errors in one envelope
 replica   the engine's process                      run       `make run`; cells by name
+progress  a line that says how far a call is        terminal  what `make run` says
 smollm2, quickstart  the small model, and a faster start of its engine
 """
 
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 
 STARTED = time.monotonic()  # when a run began
+PROGRESS = "tutorial-progress"  # a display of the notebook whose id begins with this says how far the run is
+PRINTED_S = 10  # seconds after which what is under way is printed again, if a line cannot be replaced
 
 
 class TutorialError(Exception):

@@ -8,8 +8,6 @@ import runpy
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from typing import Any
 
 import nbformat
@@ -19,6 +17,7 @@ from traitlets.config import Config
 
 from tutorial import cluster
 from tutorial.settings import ROOT
+from tutorial.terminal import Terminal
 
 README = ROOT / "README.ipynb"
 
@@ -42,42 +41,58 @@ def define(*ids: str, **names: Any) -> dict[str, Any]:
     return names
 
 
-def execute(notebook: nbformat.NotebookNode, on_cell_start: Callable[..., None] | None = None) -> None:
+class Client(NotebookClient):
+    """nbclient's, which shows on a terminal what the kernel says."""
+
+    terminal: Terminal
+
+    def process_message(self, msg, cell, cell_index):
+        """nbclient's hook for each message."""
+        self.terminal.hear(msg)
+        return super().process_message(msg, cell, cell_index)
+
+
+def execute(notebook: nbformat.NotebookNode, terminal: Terminal) -> None:
     """Run every cell in one kernel, in the project's root. The kernel listens on no port, not even on
-    loopback: its sockets are in a folder that ends with it.
+    loopback: its sockets are in a folder that ends with it. The terminal says which stage and cell it is in.
 
     Raises:
         CellExecutionError: a cell failed.
     """
+
+    def start(cell, cell_index):
+        heading = cell.source.splitlines()[0] if cell.source else ""
+        if cell.cell_type == "markdown" and re.match(r"## \d", heading):
+            terminal.stage(heading.removeprefix("## "))
+        elif cell.cell_type == "code":
+            terminal.now(cell.id)
+
     cluster.keep_local()  # the kernel's own folders too
     with tempfile.TemporaryDirectory() as sockets:
         manager = {"transport": "ipc", "ip": f"{sockets}/kernel", "connection_file": f"{sockets}/kernel.json"}
-        NotebookClient(
+        client = Client(
             notebook,
             timeout=None,
             kernel_name="python3",
             record_timing=False,
             resources={"metadata": {"path": str(ROOT)}},
-            on_cell_start=on_cell_start,
+            on_cell_start=start,
+            on_cell_executed=terminal.end,
             config=Config({"KernelManager": manager}),
-        ).execute()
+        )
+        client.terminal = terminal
+        client.execute()
 
 
 def main() -> None:
     """The notebook, stage by stage; a mistake in a setting ends it with one line."""
     notebook = nbformat.read(README, as_version=4)
-    start = time.monotonic()
     out = ROOT / "out" / README.name
     figures = out.with_suffix(".json")
     figures.unlink(missing_ok=True)  # a run that fails leaves nothing for `make page`
-
-    def say_stage(cell, cell_index):
-        heading = cell.source.splitlines()[0] if cell.source else ""
-        if cell.cell_type == "markdown" and re.match(r"## \d", heading):
-            print(f"[{time.monotonic() - start:4.0f} s] {heading.removeprefix('## ')}", flush=True)
-
     try:
-        execute(notebook, say_stage)
+        with Terminal() as terminal:
+            execute(notebook, terminal)
         shutil.copy(out.with_name("results.json"), figures)  # `make test` writes another results.json
         if (page := ROOT / "docs" / "page.py").is_file():  # a job may come without docs/
             made = runpy.run_path(str(page))
@@ -89,7 +104,7 @@ def main() -> None:
     finally:
         out.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, out)
-    print(f"[{time.monotonic() - start:4.0f} s] done: out/README.ipynb, and its figures in out/results.json")
+    terminal.say("done: out/README.ipynb, and its figures in out/results.json", stamp=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What surrounds the training loop on a worker: files, resuming, metrics, and the worker that is killed."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tutorial.storage import Storage
 
 # A second attempt would meet the same error. (PyTorch's own, such as out of memory, are RuntimeErrors.)
 PERMANENT = (TypeError, ValueError, LookupError, AttributeError, ImportError, NotImplementedError)
+logger = logging.getLogger(__name__)
 SHOWN = ("loss", "eval_loss", "epoch")
 
 
@@ -142,6 +145,44 @@ class KillWorker(TrainerCallback):
     def _write(self, news: dict) -> None:
         self.seen |= news
         self.note.write(json.dumps(self.seen).encode())
+
+
+class Progress(TrainerCallback):
+    """Note on rank 0 how far the training is, for `progress.training`.
+
+    Args:
+        note: a file in the storage, JSON: `step`, `steps`, `epoch`, the last `loss`, and `first_step` and
+            `first_epoch`, at which this attempt began `seconds` ago.
+        every_s: seconds between two writes, at least.
+    """
+
+    def __init__(self, note: Place, every_s: float = 2):
+        # A storage that fails must not hold up a step. Ray's own writes say what is wrong.
+        self.note = replace(note, options=note.options | {"attempts": 1, "timeout_s": 2})
+        self.every_s, self.start, self.written, self.seen = every_s, time.monotonic(), 0.0, {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Transformers' hook, before the first step."""
+        self.start = time.monotonic()
+        self.seen = {"first_step": state.global_step, "first_epoch": state.epoch or 0.0}
+        self._write(state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Transformers' hook, after each optimizer step."""
+        if time.monotonic() - self.written > self.every_s or state.global_step == state.max_steps:
+            self._write(state)
+
+    def _write(self, state) -> None:
+        if not state.is_world_process_zero:
+            return
+        now = {"step": state.global_step, "steps": state.max_steps, "epoch": state.epoch or 0.0}
+        now |= next(({"loss": past["loss"]} for past in state.log_history[::-1] if "loss" in past), {})
+        self.written = time.monotonic()
+        content = self.seen | now | {"seconds": self.written - self.start}
+        try:
+            self.note.write(json.dumps(content).encode())
+        except OSError as error:
+            logger.warning("progress is not noted: %s", error)
 
 
 def fault(note: Place) -> dict[str, Any]:

@@ -1,0 +1,200 @@
+"""How far a call is: in a notebook, in a terminal, in a file; and that `make run` is never silent."""
+
+import itertools
+import json
+import os
+import pty
+import re
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+import transformers
+
+from tutorial import progress, training
+from tutorial.files import Place
+
+SILENCE_S = 15
+
+
+def shown_in_a_terminal(command, root, **environment):
+    """What a pseudo-terminal shows of a command, and the times at which it shows something."""
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command, cwd=root, env=os.environ | environment, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    shown, times = [], [time.monotonic()]
+    while True:
+        try:
+            shown.append(os.read(screen, 65536))
+        except OSError:  # closed by the last process that had it
+            break
+        times.append(time.monotonic())
+    os.close(screen)
+    return process.wait(), b"".join(shown).decode(errors="replace"), times
+
+
+def longest_silence(times):
+    return max(after - before for before, after in itertools.pairwise(times))
+
+
+WATCHED = """
+import time
+from tutorial import progress
+counted = iter(range(1000))
+with progress.watch(lambda: f"watched {next(counted)}", every_s=0.2):
+    time.sleep(2)
+    print("printed by the user")
+    time.sleep(2)
+print("the end, without a line's end", end="")
+"""
+SILENT = "import time; time.sleep(17)"
+LEAVE = """
+from pathlib import Path
+Path("out").mkdir(exist_ok=True)
+Path("out", "results.json").write_text("{}")
+"""
+
+
+def test_a_run_is_never_silent(project):
+    """In a terminal that can replace a line, in one that cannot, and without one."""
+    project.write(WATCHED, SILENT, LEAVE)
+    with ThreadPoolExecutor() as pool:  # at the same time, as each is silent for a while
+        terminals = [
+            pool.submit(shown_in_a_terminal, project.command, project.root, TERM=term, COLUMNS="100")
+            for term in ("xterm", "dumb")
+        ]
+        printed = subprocess.run(
+            project.command, cwd=project.root, capture_output=True, text=True, check=True
+        )
+    for terminal in terminals:
+        returncode, shown, times = terminal.result()
+        assert returncode == 0, shown
+        assert longest_silence(times) < SILENCE_S
+        for text in ("] 1. One", "] watched", "    printed by the user", "    the end, without a line's end"):
+            assert text in shown
+        assert "] 1. One: cell-1" in shown
+        assert "done: out/README.ipynb" in shown.splitlines()[-1]
+    lines = printed.stdout.splitlines()
+    assert "    printed by the user" in lines
+    assert sum(line.endswith("] 1. One: cell-1") for line in lines) == 1
+    assert "\x1b" not in printed.stdout
+
+
+def test_a_notebook_keeps_the_last_state_alone(project):
+    assert project(WATCHED, LEAVE).returncode == 0
+    saved = nbformat.read(project.root / "out" / "README.ipynb", as_version=4)
+    display, *streams = saved.cells[2].outputs
+    assert re.fullmatch(r"watched \d\d", display["data"]["text/plain"])
+    assert list(display["data"]) == ["text/plain"]
+    assert "".join(each["text"] for each in streams) == "printed by the user\nthe end, without a line's end"
+
+
+FAILS = WATCHED.replace('print("printed by the user")', 'raise TutorialError("set X")')
+
+
+def test_an_error_ends_the_line_and_stands_last(project):
+    project.write("from tutorial import TutorialError" + FAILS, LEAVE)
+    returncode, shown, _ = shown_in_a_terminal(project.command, project.root, TERM="xterm")
+    assert returncode == 1
+    *_, last = shown.splitlines()
+    assert re.sub(r"\x1b\[\d*[A-Z]", "", last) == "TutorialError: set X"
+    assert "watched" in shown
+
+
+def test_what_is_watched_may_fail(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PRINTED_S", 0)
+
+    def look():
+        raise OSError("no answer\nof the storage")
+
+    with progress.watch(look):
+        pass
+    assert "progress is unknown: no answer\n" in capsys.readouterr().out
+    with pytest.raises(KeyError), progress.watch(lambda: "fine"):
+        raise KeyError
+
+
+class Regression(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def forward(self, x, labels):
+        return {"loss": ((self.layer(x) - labels) ** 2).mean()}
+
+
+def train(note, folder, **options):
+    """Train on 40 rows with transformers' own trainer, 4 rows a step."""
+    rows = [{"x": torch.tensor([number / 40]), "labels": torch.tensor([1.0])} for number in range(40)]
+    args = transformers.TrainingArguments(
+        folder,
+        per_device_train_batch_size=4,
+        num_train_epochs=1,
+        logging_steps=2,
+        save_steps=5,
+        report_to=[],
+        use_cpu=True,
+    )
+    callbacks = [training.Progress(note, every_s=0)]
+    trainer = transformers.Trainer(Regression(), args, train_dataset=rows, callbacks=callbacks)
+    trainer.train(**options)
+
+
+def lines_of(watched, monkeypatch):
+    """The lines that a context shows at once."""
+    looks = []
+    monkeypatch.setattr(progress, "watch", looks.append)
+    watched()
+    return looks[0]
+
+
+def test_steps_of_the_training(store, tmp_path, monkeypatch):
+    note = store.place / "progress.json"
+    look = lines_of(lambda: progress.training(note, rows=40), monkeypatch)
+    assert re.fullmatch(r"fine-tuning: the workers start, 00:0\d", look())
+    train(note, tmp_path)
+    assert re.fullmatch(
+        r"fine-tuning: 100%\|█{10}\| 10/10 \[00:\d\d<00:00, .* steps/s, loss \d\.\d{3}, \d+\.\d rows/s\]",
+        look(),
+    )
+    # A run that is resumed starts with the note of the earlier one, and counts from the checkpoint.
+    look = lines_of(lambda: progress.training(note, rows=40), monkeypatch)
+    assert "the workers start" in look()
+    train(note, tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert "10/10" in look()
+    seen = json.loads(note.read())
+    assert (seen["first_step"], seen["first_epoch"], seen["step"]) == (5, 0.5, 10)
+    monkeypatch.setattr(progress, "STALLED_S", -1)
+    note.write(note.read().replace(b'"step": 10', b'"step": 7'))
+    assert re.search(r"7/10 .* no step for 00:00\]$", look())
+
+
+def test_a_storage_that_fails_does_not_stop_the_training(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    train(Place.of(str(tmp_path / "file" / "progress.json")), tmp_path / "out")
+    assert "progress is not noted: " in caplog.text
+
+
+def test_rows_of_the_batch_stage(store, tmp_path, monkeypatch):
+    answers = store.place / "progress-answers"
+
+    def write(name, count):
+        pd.DataFrame({"id": range(count)}).to_parquet(tmp_path / name)
+        (answers / name).write((tmp_path / name).read_bytes())
+
+    look = lines_of(lambda: progress.batch(answers, total=60), monkeypatch)
+    assert re.fullmatch(r"batch inference: 0 of 60 rows, the engine starts, 00:0\d", look())
+    write("a.parquet", 32)
+    assert "| 32/60 [" in look()
+    (answers / "b.parquet").write(b"PAR1 is being written")
+    assert "| 32/60 [" in look()
+    write("b.parquet", 28)
+    assert "batch inference: 100%|██████████| 60/60 [" in look()
+    resumed = lines_of(lambda: progress.batch(answers, total=90), monkeypatch)
+    assert "60 of 90 rows, the engine starts" in resumed()
