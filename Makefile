@@ -85,28 +85,47 @@ locks: .venv/.ready
 clean:
 	rm -rf out .venv .venv-docs .venv-deploy
 
+# `step TEXT COMMAND` says what it does and, every 10 seconds, that it still does.
+define STEP
+step() {
+	echo "[$$(printf %4d $$SECONDS) s] $$1"
+	(while sleep 10 > /dev/null && kill -0 $$$$; do echo "[$$(printf %4d $$SECONDS) s] $$1"; done) &
+	local ticker=$$! failed=0
+	"$${@:2}" || failed=$$?
+	kill $$ticker; wait $$ticker 2> /dev/null || true
+	return $$failed
+}
+endef
+
 # PyTorch's CPU build stands on no package index but PyTorch's own. pip is asked for it alone, with the hashes of the
 # lock: first among the wheels that pip was told of (PIP_FIND_LINKS, pip.conf), then on that index.
 .venv/.ready: requirements/cpu.lock requirements/torch.lock requirements/uv.lock requirements/torchaudio.py
 	# The interpreter itself: where this environment is active, `python3` is a link that is about to be deleted.
 	BASE=$$(readlink -f "$$(command -v $(PYTHON))")
 	"$$BASE" -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: set PYTHON=python3.11")'
-	rm -rf .venv && "$$BASE" -m venv .venv
+	$(STEP)
+	rm -rf .venv
+	step "Install: .venv" "$$BASE" -m venv .venv
 	TORCH="--quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes -r requirements/torch.lock"
-	$(BIN)/pip install --no-index $$TORCH 2> /dev/null \
-	  || $(BIN)/pip install --timeout 15 --retries 1 --index-url https://download.pytorch.org/whl/cpu $$TORCH \
+	step "Install: PyTorch's CPU build, from PIP_FIND_LINKS" $(BIN)/pip install --no-index $$TORCH 2> /dev/null \
+	  || step "Install: PyTorch's CPU build, from its index" \
+	    $(BIN)/pip install --timeout 15 --retries 1 --index-url https://download.pytorch.org/whl/cpu $$TORCH \
 	  || { echo "No torch 2.13.0+cpu: PyTorch's index cannot be reached; set PIP_FIND_LINKS to a folder that holds the wheel"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
-	uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/cpu.lock
+	step "Install: uv" $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
+	step "Install: the packages of requirements/cpu.lock" \
+	  uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/cpu.lock
 	SITE=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')
 	cp requirements/torchaudio.py "$$SITE"
 	# Bytecode of what every engine imports at its start, on all cores at once; the rest is written at its first use.
-	(cd "$$SITE" && "$(CURDIR)/$(BIN)/python" -m compileall -q -j 0 -x testing torch vllm ray llamafactory peft accelerate datasets)
+	step "Install: bytecode" env -C "$$SITE" \
+	  "$(CURDIR)/$(BIN)/python" -m compileall -q -j 0 -x testing torch vllm ray llamafactory peft accelerate datasets
 	touch $@
 
 # What the page is made and looked at with, and the vendors' models; nothing of what the notebook runs on.
 .venv-docs/.ready .venv-deploy/.ready: .venv-%/.ready: requirements/%.lock
 	BASE=$$(readlink -f "$$(command -v $(PYTHON))")
-	rm -rf .venv-$* && "$$BASE" -m venv .venv-$*
-	.venv-$*/bin/pip install -qq --disable-pip-version-check --only-binary=:all: --require-hashes -r $<
+	$(STEP)
+	rm -rf .venv-$*
+	"$$BASE" -m venv .venv-$*
+	step "Install: .venv-$*" .venv-$*/bin/pip install -qq --disable-pip-version-check --only-binary=:all: --require-hashes -r $<
 	touch $@

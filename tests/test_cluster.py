@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from tests import cells
 from tests.conftest import ROOT
-from tutorial import TutorialError, cluster, settings
+from tutorial import TutorialError, cluster, machine, settings
 
 NO_FILE = ROOT / "no.env"
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -83,10 +83,21 @@ def test_the_cluster_that_the_notebook_starts(tmp_path):
         "REPORTED [True, True]",
         "QUIET [True, False]",
         f"WORKER ('0', '{tmp_path}', 'mine,127.0.0.1,localhost,::1')",
-        f"CPUS {max(8, cluster.cores()):.1f}",
+        f"CPUS {max(8, machine.cores()):.1f}",
         "SESSION True",
         "GONE True",
     ]
+
+
+def test_too_little_memory_is_one_line(no_cluster, monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: 4 * 2**30)
+    with pytest.raises(
+        TutorialError, match=r"^this machine or container has 4.0 GiB of memory, the run needs 7;"
+    ):
+        cluster.options()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "_refuse_silence", lambda: None)
+    assert cluster.options() == {}, "a cluster that is joined has its own memory"
 
 
 def printed(source, **environment):
@@ -263,16 +274,6 @@ def test_a_submitted_job_brings_its_own_code(monkeypatch):
     env = cluster.runtime_env({"A": "1"})
     assert "working_dir" not in env
     assert env["env_vars"]["A"] == "1"
-
-
-def test_cores_are_those_that_this_process_may_use(tmp_path):
-    """Not those of the machine, of which a container may have few."""
-    one = f"import os; os.sched_setaffinity(0, [{min(os.sched_getaffinity(0))}])"
-    assert printed(f"{one}; from tutorial import cluster; print(cluster.cores())") == "1\n"
-    own = tmp_path / "cgroup"
-    for name in ("", "/no/such/group", "../../../../proc"):
-        own.write_text(f"0::/{name}\n")
-        assert 1 <= cluster.cores(own) <= len(os.sched_getaffinity(0))
 
 
 ASK = """

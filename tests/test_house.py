@@ -10,10 +10,10 @@ from tests import cells
 from tests.conftest import ROOT
 
 # Lower them when the code gets smaller.
-MOST_LINES, MOST_IN_A_ROOM, MOST_ROOMS, MOST_PRIVATE, MOST_BENCHMARK_LINES = 3705, 200, 22, 1, 1350
+MOST_LINES, MOST_IN_A_ROOM, MOST_ROOMS, MOST_PRIVATE, MOST_BENCHMARK_LINES = 3750, 200, 23, 1, 1350
 FLOORS = (  # a room imports rooms of lower floors, or such as stand before it on its own
     ("__init__", "meaning", "files"),
-    ("settings", "cluster", "tasks", "data", "recipe", "template", "prompt"),
+    ("settings", "machine", "cluster", "tasks", "data", "recipe", "template", "prompt"),
     ("s3server", "storage", "stage", "model", "adapters", "progress"),
     ("training", "score", "plots"),
     ("serving", "door", "replica", "endpoint"),

@@ -1,7 +1,6 @@
 """The Ray cluster: what must be set before it starts, whether it answers and fits, what it leaves behind."""
 
 import contextlib
-import math
 import os
 import re
 import secrets
@@ -13,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tutorial import TutorialError
+from tutorial import TutorialError, machine
 from tutorial.settings import ROOT, SUBMITTED, Settings, export
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -86,26 +85,18 @@ def options() -> dict[str, Any]:
     """What `ray.init` needs to start a cluster of this machine alone; nothing if it joins one.
 
     Raises:
-        TutorialError: no Ray answers where it would join, or not to this user.
+        TutorialError: no Ray answers where it would join, or not to this user; or it would start one in too
+            little memory.
     """
     if joins():
         _refuse_silence()
         return {}
+    machine.check_memory()
     # Eight at least: some processes wait for others, and Ray must let all of them start.
-    options = {"num_cpus": max(8, cores()), "include_dashboard": False}
+    options = {"num_cpus": max(8, machine.cores()), "include_dashboard": False}
     if version("torch").endswith("+cpu"):  # this environment's torch cannot use a GPU
         options["num_gpus"] = 0
     return options
-
-
-def cores(cgroup: Path = Path("/proc/self/cgroup")) -> int:
-    """Cores that this process may use, by its affinity and the quota of its cgroup (version 2)."""
-    cores = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):  # there is no cgroup, or its quota is `max`
-        name = cgroup.read_text().rpartition("::/")[2].strip()
-        quota, period = Path("/sys/fs/cgroup", name, "cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    return cores
 
 
 def _refuse_silence() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pyarrow.fs import FileType
 
-from tutorial import TutorialError, cluster, one_line
+from tutorial import TutorialError, cluster, machine, one_line
 from tutorial.files import HINTS, Place, failing
 from tutorial.s3server import S3Server
 from tutorial.settings import ROOT
@@ -58,7 +58,7 @@ class Storage:
         """
         if not re.fullmatch(r"\w[\w.-]*", run_name, re.ASCII):
             raise TutorialError(f"RUN_NAME={run_name}: set letters, digits, '.', '_' and '-' alone")
-        _check_disk(tempfile.gettempdir(), "TMPDIR", free)
+        machine.check_disk(tempfile.gettempdir(), "TMPDIR", free["TMPDIR"])
         place = uri and Place.of(uri, attempts=1, timeout_s=4)
         server = None if place and place.scheme else S3Server()
         store = cls(place, run_name, resume, server, f"{run_name}-{secrets.token_hex(8)}")
@@ -71,7 +71,7 @@ class Storage:
             server.start()
         store.root = Place.of(uri) if place else server.place()
         if folders:
-            _check_disk(place.path, "STORAGE", free)
+            machine.check_disk(place.path, "STORAGE", free["STORAGE"])
         if bool(store.listing()) == resume:
             return store
         store.close()
@@ -192,9 +192,3 @@ def _probe(root: Place, run_name: str) -> None:
         probe.delete()
     except OSError as error:
         raise TutorialError(f"STORAGE={root}: {one_line(error)}{HINTS.get(root.scheme, '')}") from None
-
-
-def _check_disk(folder: str, setting: str, needed: dict[str, int]) -> None:
-    if (free := shutil.disk_usage(folder).free) < needed[setting]:
-        has = f"{free / 2**30:.1f} GiB free, the run needs {needed[setting] / 2**30:.0f}"
-        raise TutorialError(f"{folder}: {has}; set {setting} to a larger disk")
