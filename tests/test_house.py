@@ -10,7 +10,7 @@ from tests import cells
 from tests.conftest import ROOT
 
 # Lower them when the code gets smaller.
-MOST_LINES, MOST_IN_A_ROOM, MOST_ROOMS, MOST_PRIVATE, MOST_BENCHMARK_LINES = 3750, 200, 23, 1, 1350
+MOST_LINES, MOST_IN_A_ROOM, MOST_ROOMS, MOST_PRIVATE, MOST_BENCHMARK_LINES = 3911, 200, 24, 1, 1500
 FLOORS = (  # a room imports rooms of lower floors, or such as stand before it on its own
     ("__init__", "meaning", "files"),
     ("settings", "machine", "cluster", "tasks", "data", "recipe", "template", "prompt"),

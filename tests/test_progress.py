@@ -1,12 +1,9 @@
 """How far a call is: in a notebook, in a terminal, in a file; and that `make run` is never silent."""
 
-import itertools
 import json
 import os
-import pty
 import re
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
@@ -15,32 +12,11 @@ import pytest
 import torch
 import transformers
 
-from tutorial import progress, training
+from benchmarks import footprint
+from tutorial import machine, progress, training
 from tutorial.files import Place
 
 SILENCE_S = 15
-
-
-def shown_in_a_terminal(command, root, **environment):
-    """What a pseudo-terminal shows of a command, and the times at which it shows something."""
-    screen, terminal = pty.openpty()
-    process = subprocess.Popen(
-        command, cwd=root, env=os.environ | environment, stdout=terminal, stderr=terminal
-    )
-    os.close(terminal)
-    shown, times = [], [time.monotonic()]
-    while True:
-        try:
-            shown.append(os.read(screen, 65536))
-        except OSError:  # closed by the last process that had it
-            break
-        times.append(time.monotonic())
-    os.close(screen)
-    return process.wait(), b"".join(shown).decode(errors="replace"), times
-
-
-def longest_silence(times):
-    return max(after - before for before, after in itertools.pairwise(times))
 
 
 WATCHED = """
@@ -66,16 +42,16 @@ def test_a_run_is_never_silent(project):
     project.write(WATCHED, SILENT, LEAVE)
     with ThreadPoolExecutor() as pool:  # at the same time, as each is silent for a while
         terminals = [
-            pool.submit(shown_in_a_terminal, project.command, project.root, TERM=term, COLUMNS="100")
+            pool.submit(footprint.show, project.command, cwd=project.root, env=os.environ | {"TERM": term})
             for term in ("xterm", "dumb")
         ]
         printed = subprocess.run(
             project.command, cwd=project.root, capture_output=True, text=True, check=True
         )
     for terminal in terminals:
-        returncode, shown, times = terminal.result()
-        assert returncode == 0, shown
-        assert longest_silence(times) < SILENCE_S
+        status, shown, silence = terminal.result()
+        assert status == 0, shown
+        assert silence < SILENCE_S
         for text in ("] 1. One", "] watched", "    printed by the user", "    the end, without a line's end"):
             assert text in shown
         assert "] 1. One: cell-1" in shown
@@ -100,8 +76,8 @@ FAILS = WATCHED.replace('print("printed by the user")', 'raise TutorialError("se
 
 def test_an_error_ends_the_line_and_stands_last(project):
     project.write("from tutorial import TutorialError" + FAILS, LEAVE)
-    returncode, shown, _ = shown_in_a_terminal(project.command, project.root, TERM="xterm")
-    assert returncode == 1
+    status, shown, _ = footprint.show(project.command, cwd=project.root, env=os.environ | {"TERM": "xterm"})
+    assert status == 1
     *_, last = shown.splitlines()
     assert re.sub(r"\x1b\[\d*[A-Z]", "", last) == "TutorialError: set X"
     assert "watched" in shown
@@ -198,3 +174,19 @@ def test_rows_of_the_batch_stage(store, tmp_path, monkeypatch):
     assert "batch inference: 100%|██████████| 60/60 [" in look()
     resumed = lines_of(lambda: progress.batch(answers, total=90), monkeypatch)
     assert "60 of 90 rows, the engine starts" in resumed()
+
+
+STEPS = (r"fine-tuning: the workers start", r"fine-tuning: +\d+%.* \d+/\d+ .*loss \d.*rows/s")
+ROWS = (r"batch inference: 0 of \d+ rows, the engine starts", r"batch inference: +\d+%.* \d+/\d+ ")
+REPLICAS = (r"online serving: deploying, .*LLMServer 1 starting", r"online serving: running")
+
+
+@pytest.mark.slow
+def test_a_whole_run_in_8_gib():
+    """From the installation to the end."""
+    found = footprint.measure("run", 8, **footprint.SMALL)
+    assert found["silence_s"] < SILENCE_S
+    assert found["killed"] == 0
+    assert found["peak_gib"] < machine.MEMORY / 2**30
+    for each in (r"\] Install: .venv", *STEPS, *ROWS, *REPLICAS):
+        assert re.search(each, found["shown"]), each

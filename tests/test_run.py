@@ -53,7 +53,9 @@ def test_a_run_that_fails_leaves_no_figures(project):
     written = nbformat.read(project.root / "out" / "README.ipynb", as_version=4)
     assert written.cells[-1].outputs[0].evalue == "set X"
     assert not (project.root / "out" / "README.json").exists()
-    assert "1/0" in project("1/0").stderr
+    trace = project("1/0").stderr
+    assert "1/0" in trace
+    assert trace.splitlines()[-1] == "ZeroDivisionError: division by zero"
 
 
 def test_cells_are_used_by_their_ids():

@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from json import JSONDecodeError
-from pathlib import Path
 
 import pyarrow.parquet
 from pyarrow import ArrowInvalid
 from tqdm import tqdm
 
-from tutorial import PRINTED_S, PROGRESS, one_line
+from tutorial import PRINTED_S, PROGRESS, cluster, one_line
 from tutorial.files import Place
 
 STALLED_S = 20  # after so many seconds without a step the line says so
@@ -136,16 +135,12 @@ def batch(answers: Place, total: int) -> AbstractContextManager[None]:
     return watch(look)
 
 
-def serving(application: str, logs: Path | None = None) -> AbstractContextManager[None]:
-    """Around the wait for an application: what its replicas do, and the last line of the engine's log.
-
-    Args:
-        application: its name in Ray Serve.
-        logs: the folder of Ray's logs, if it is on this machine.
-    """
+def serving(application: str) -> AbstractContextManager[None]:
+    """Around the wait for an application of Ray Serve: what its replicas do and, if they run on this machine,
+    the last line of the engine's log."""
     from ray import serve
 
-    start = time.monotonic()
+    start, session = time.monotonic(), cluster.session_folder()
 
     def look() -> str:
         parts = []
@@ -155,7 +150,7 @@ def serving(application: str, logs: Path | None = None) -> AbstractContextManage
                 f"{count} {state.lower()}" for state, count in deployment.replica_states.items() if count
             ]
             parts += [f"{name.split(':')[0]} {' and '.join(states) or deployment.status.lower()}"]
-        written = logs.glob(f"serve/replica_{application}_LLMServer*.log") if logs else []
+        written = session.glob(f"logs/serve/replica_{application}_LLMServer*.log") if session else []
         if status.status == "DEPLOYING" and (newest := max(written, key=os.path.getmtime, default=None)):
             parts += newest.read_text(errors="replace").strip().rpartition(" -- ")[2].splitlines()[:1]
         return f"online serving: {', '.join([status.status.lower(), *parts, _since(start)])}"

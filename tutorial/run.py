@@ -85,7 +85,7 @@ def execute(notebook: nbformat.NotebookNode, terminal: Terminal) -> None:
 
 
 def main() -> None:
-    """The notebook, stage by stage; a mistake in a setting ends it with one line."""
+    """The notebook, stage by stage; an error stands last, in one line."""
     notebook = nbformat.read(README, as_version=4)
     out = ROOT / "out" / README.name
     figures = out.with_suffix(".json")
@@ -98,9 +98,9 @@ def main() -> None:
             made = runpy.run_path(str(page))
             made["fill_notebook"](notebook, made["measured"](figures))
     except CellExecutionError as error:
-        if error.ename == "TutorialError":
-            sys.exit(f"{error.ename}: {error.evalue}")
-        raise
+        if error.ename != "TutorialError":
+            print(error.traceback, file=sys.stderr)
+        sys.exit(f"{error.ename}: {(error.evalue.splitlines() or [''])[0]}")
     finally:
         out.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, out)
