@@ -1,14 +1,14 @@
-"""The diagrams of README.ipynb, each as SVG and as PNG of twice the size. From the project's root:
+"""The diagrams of README.ipynb and its badge, each as SVG. From the project's root:
 
     python -m images.draw
 
-Lengths are CSS pixels, y grows downwards. A colour means the same in all of them: what Ray runs is blue, the
-storage green, the adapter orange, the base model and what comes from outside grey, the way after a failure
-vermillion. A dashed box is not always there.
+Lengths are CSS pixels, y grows downwards. tutorial.mplstyle says what each colour means. A dashed box is not
+always there.
 """
 
 import sys
 from pathlib import Path
+from textwrap import wrap
 
 from matplotlib import colors, style
 from matplotlib.figure import Figure
@@ -17,8 +17,13 @@ from matplotlib.path import Path as Line
 
 from tutorial.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE, VERMILLION
 
-WIDTH, MARGIN, SIZE, LEADING = 700, 24, 17, 24  # of a picture; of its text and lines
-BASELINE = 0.36 * SIZE  # from a line's middle down to its baseline
+WIDTH, SIZE = 700, 17  # of a picture; of its text
+LEADING, BASELINE = 1.4, 0.36  # from line to line, and from a line's middle to its baseline, in sizes
+ROW = {  # the example of README.ipynb
+    "instruction": "Give the meaning of the sentence as function(attribute[value]).",
+    "input": "Portal 2 is a fun puzzle game for PC.",
+    "output": "inform(name[Portal 2], rating[good], genres[puzzle], platforms[PC])",
+}
 
 
 def tint(color: str, share: float) -> tuple:
@@ -29,11 +34,13 @@ def tint(color: str, share: float) -> tuple:
 class Picture:
     """A light card, so that it reads on dark pages too, and what is drawn on it."""
 
-    def __init__(self, height: float):
-        self.figure = Figure(figsize=(WIDTH / 96, height / 96))
-        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
+    def __init__(self, height: float, width: float = WIDTH, size: float = SIZE, card: bool = True):
+        self.size, self.leading = size, LEADING * size
+        self.figure = Figure(figsize=(width / 96, height / 96))
+        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         self.axes.axis("off")
-        self.box(1, 1, WIDTH - 2, height - 2, color=GREY, edge=0.4, fill=0.02, radius=16)
+        if card:
+            self.box(1, 1, width - 2, height - 2, color=GREY, edge=0.4, fill=0.02, radius=16)
 
     def box(self, x, y, w, h, *lines, color=BLUE, fill=0.0, edge=1.0, radius=10, dashed=False, bold=True):
         """A rounded box with centred lines, the first of them bold."""
@@ -41,23 +48,29 @@ class Picture:
         dashes = (0, (4, 3)) if dashed else "-"
         look = {"facecolor": tint(color, fill), "edgecolor": tint(color, edge), "linewidth": 1.3}
         self.axes.add_patch(FancyBboxPatch((x, y), w, h, boxstyle=shape, linestyle=dashes, **look))
-        top = y + h / 2 - (len(lines) - 1) / 2 * LEADING
+        self.lines(x + w / 2, y + h / 2, *lines, bold=bold)
+
+    def lines(self, x, y, *lines, bold=True, align="center"):
+        """Lines around the height y, the first of them bold."""
+        top = y - (len(lines) - 1) / 2 * self.leading
         for number, line in enumerate(lines):
-            self.text(x + w / 2, top + number * LEADING, line, bold=bold and number == 0)
+            self.text(x, top + number * self.leading, line, align=align, bold=bold and number == 0)
 
-    def text(self, x, y, line, *, align="center", bold=False, color=INK):
+    def text(self, x, y, line, *, align="center", bold=False, color=INK, font=None):
         """One line; y is its middle."""
-        weight = "bold" if bold else "normal"
-        self.axes.text(x, y + BASELINE, line, size=SIZE * 0.75, weight=weight, ha=align, color=color)
+        look = {"size": self.size * 0.75, "weight": "bold" if bold else "normal", "family": font}
+        self.axes.text(x, y + BASELINE * self.size, line, ha=align, color=color, **look)
 
-    def stage(self, x, y, w, h, number, *lines):
+    def badge(self, x, y, number):
+        """The number of one section of the notebook."""
+        self.axes.add_patch(Circle((x, y), 0.82 * self.size, color=BLUE))
+        self.text(x, y, str(number), bold=True, color="white")
+
+    def stage(self, x, y, w, h, number, *lines, color=BLUE, fill=0.0):
         """What one section of the notebook does, with the section's number."""
-        self.box(x, y, w, h)
-        top = y + h / 2 - (len(lines) - 1) / 2 * LEADING
-        self.axes.add_patch(Circle((x + 30, top), 14, color=BLUE))
-        self.text(x + 30, top, str(number), bold=True, color="white")
-        for row, line in enumerate(lines):
-            self.text(x + 56, top + row * LEADING, line, align="left", bold=row == 0)
+        self.box(x, y, w, h, color=color, fill=fill)
+        self.badge(x + 1.6 * self.size, y + h / 2 - (len(lines) - 1) / 2 * self.leading, number)
+        self.lines(x + 2.9 * self.size, y + h / 2, *lines, align="left")
 
     def storage(self, x, y, w, h):
         """The place of the run's files."""
@@ -79,43 +92,83 @@ class Picture:
 
 
 def workflow() -> Picture:
-    """The stages, and what each leaves in the storage for the next."""
-    picture = Picture(838)
-    left, width, height, pitch = 52, 290, 92, 116
-    store, chip = 388, 400
-    read, write = 24, 68  # where arrows meet a stage, from its top
-    rows = [MARGIN + number * pitch for number in range(7)]
-    picture.storage(store, MARGIN, 288, 515)
-    stages = [
-        (2, "Data ingestion", "ViGGO or your rows,", "each one checked"),
-        (3, "LoRA fine-tuning", "Ray Train, N workers,", "LLaMA-Factory"),
-        (4, "Save the artifacts", "two files, no pickles"),
-        (5, "Batch inference", "Ray Data LLM, vLLM:", "test rows, four ways"),
-        (5, "Scoring", "exact match, F1", "in results.json"),
-        (6, "Online serving", "Ray Serve LLM, vLLM,", "autoscaled replicas"),
-    ]
-    for top, lines in zip(rows, stages, strict=False):
-        picture.stage(left, top, width, height, *lines)
-    chips = [
-        ("data/", "train.jsonl, val.jsonl,", "test.jsonl"),
-        ("training/", "checkpoints, metrics"),
-        ("adapters/", "adapter_config.json", "adapter_model.safetensors"),
-        ("answers/", "Parquet files"),
-    ]
-    for number, lines in enumerate(chips):
-        top, bottom = rows[number] + write, rows[number + 1] + read
-        color, fill = (ORANGE, 0.15) if number == 2 else (GREEN, 0)
-        wide = 196 if number == 3 else 264  # leaves room for the adapter's way down
-        picture.box(chip, top - 15, wide, bottom - top + 30, *lines, color=color, fill=fill)
-        picture.arrow((left + width, top), (chip, top))
-        picture.arrow((chip, bottom), (left + width, bottom))
-    picture.arrow((left, rows[0] + 46), (32, rows[0] + 46), (32, rows[3] + 46), (left, rows[3] + 46))
-    picture.arrow((636, rows[3] + read + 15), (636, rows[5] + read), (left + width, rows[5] + read))
-    picture.box(chip, rows[5] + write - 24, 276, 48, "OpenAI client", color=GREY)
-    picture.arrow((left + width, rows[5] + write), (chip, rows[5] + write), both=True)
-    picture.stage(left, rows[6], WIDTH - MARGIN - left, height, 7, "Production", "Ray Jobs, Ray Serve")
-    picture.text(chip, rows[6] + 34, "the notebook as a job,", align="left")
-    picture.text(chip, rows[6] + 34 + LEADING, "the endpoint as a service", align="left")
+    """The stages from data to scores and to a client, all on one Ray cluster."""
+    picture = Picture(400, width=960, size=25)
+    picture.box(20, 20, 770, 316, fill=0.06)
+    picture.badge(62, 50, 1)
+    picture.text(94, 50, "Set up: a Ray cluster", align="left", bold=True)
+    picture.stage(36, 80, 264, 88, 2, "Data", "checked rows")
+    picture.stage(36, 202, 264, 120, 3, "Fine-tune", "Ray Train +", "LLaMA-Factory")
+    picture.box(338, 202, 148, 120, color=ORANGE, fill=0.15)
+    picture.badge(412, 238, 4)
+    picture.text(412, 284, "Adapter", bold=True)
+    picture.stage(524, 80, 252, 88, 5, "Evaluate", "ray.data.llm")
+    picture.stage(524, 202, 252, 120, 6, "Serve", "ray.serve.llm")
+    picture.box(818, 80, 124, 88, "Scores", color=GREY)
+    picture.box(818, 202, 124, 120, "OpenAI", "client", color=GREY)
+    picture.arrow((168, 168), (168, 202))
+    picture.arrow((300, 106), (524, 106))
+    picture.arrow((300, 262), (338, 262))
+    picture.arrow((412, 202), (412, 146), (524, 146), color=ORANGE)
+    picture.arrow((486, 262), (524, 262), color=ORANGE)
+    picture.arrow((776, 124), (818, 124))
+    picture.arrow((776, 262), (818, 262), both=True)
+    picture.badge(62, 368, 7)
+    picture.text(94, 368, "To production:", align="left", bold=True)
+    picture.text(318, 368, "a Ray job trains, a Ray service answers", align="left")
+    return picture
+
+
+def cluster() -> Picture:
+    """Which process of which stage runs on which machine of a Ray cluster."""
+    picture = Picture(600)
+    for back in (2, 1):  # the other machines, of which no more than the edge is seen
+        picture.box(402 + 8 * back, 24 - 6 * back, 274 - 8 * back, 12, fill=0.08)
+    for x, w, name in ((154, 232, "Head machine"), (402, 274, "Machines 1 to N")):
+        picture.box(x, 24, w, 412, fill=0.08)
+        picture.text(x + w / 2, 50, name, bold=True)
+    picture.box(168, 76, 204, 66, "Driver", "the notebook")
+    for x in (416, 546):
+        picture.box(x, 76, 116, 346, color=GREY, fill=0.2)
+        picture.text(x + 58, 102, "GPU", bold=True)
+    rows = (
+        (3, "Training", ("Controller", "restarts workers"), ("Training", "worker")),
+        (5, "Batch", ("Ray Data", "in the driver"), ("vLLM", "engine")),
+        (6, "Serving", ("HTTP proxy", "takes requests"), ("vLLM", "replica")),
+    )
+    for number, (stage, name, ahead, process) in enumerate(rows):
+        top = 156 + 90 * number
+        picture.badge(38, top + 38, stage)
+        picture.text(60, top + 38, name, align="left", bold=True)
+        picture.box(168, top, 204, 76, *ahead)
+        for x in (426, 556):
+            picture.box(x, top, 96, 76, *process)
+    picture.storage(154, 490, 522, 86)
+    picture.text(415, 546, "rows, checkpoints, adapters, answers")
+    for x in (270, 539):
+        picture.arrow((x, 436), (x, 490), both=True)
+    return picture
+
+
+def prompts() -> Picture:
+    """The prompt of a row: training and inference share every token up to the answer."""
+    picture = Picture(536)
+    start, end = "<|im_start|>", "<|im_end|>"
+    turns = (("system", ROW["instruction"] + end), ("user", ROW["input"] + end), ("assistant", ""))
+    asked = [line for role, text in turns for line in (start + role, *wrap(text, 52))]
+    picture.box(24, 24, 652, 248, fill=0.08)
+    picture.text(42, 52, "Training and inference: the same tokens", align="left", bold=True)
+    for number, line in enumerate(asked):
+        picture.text(42, 92 + 29 * number, line, align="left")
+    for x, name, count, dashed, *lines in (
+        (24, "Training", "The loss counts these tokens.", False, *wrap(ROW["output"] + end, 32)),
+        (362, "Inference", "Scored against the target.", True, "the model's answer,", "up to and with", end),
+    ):
+        picture.arrow((x + 157, 272), (x + 157, 306))
+        picture.box(x, 306, 314, 206)
+        picture.text(x + 157, 332, name, bold=True)
+        picture.box(x + 14, 354, 286, 104, *lines, color=GREY, dashed=dashed, bold=False)
+        picture.text(x + 157, 484, count)
     return picture
 
 
@@ -130,7 +183,7 @@ def training() -> Picture:
     for x, name in ((42, "Worker 1"), (244, "Worker 2"), (474, "Worker N")):
         picture.box(x, 166, 184, 212)
         picture.text(x + 92, 190, name, bold=True)
-        picture.box(x + 14, 212, 156, 36, "1/N of a batch", color=GREY, radius=6, bold=False)
+        picture.box(x + 14, 212, 156, 36, "its own rows", color=GREY, radius=6, bold=False)
         picture.box(
             x + 14, 262, 86, 100, "base", "model,", "frozen", color=GREY, fill=0.2, radius=6, bold=False
         )
@@ -143,10 +196,10 @@ def training() -> Picture:
     picture.text(128, 559, "rows", align="left")
     picture.arrow((240, 506), (240, 652))
     picture.text(254, 547, "checkpoints,", align="left")
-    picture.text(254, 547 + LEADING, "metrics", align="left")
+    picture.text(254, 547 + picture.leading, "metrics", align="left")
     picture.arrow((470, 652), (470, 506), color=VERMILLION)
     picture.text(484, 547, "after a failure:", align="left")
-    picture.text(484, 547 + LEADING, "the last checkpoint", align="left")
+    picture.text(484, 547 + picture.leading, "the last checkpoint", align="left")
     picture.storage(24, 612, 652, 102)
     picture.box(42, 652, 144, 46, "data/", color=GREEN)
     picture.box(204, 652, 454, 46, "training/", color=GREEN)
@@ -157,9 +210,9 @@ def batch() -> Picture:
     """Ray Data's pipeline, from questions to answers."""
     picture = Picture(676)
     columns = (36, 264, 492)
-    picture.box(36, 24, 172, 92, "Questions", "test rows", "in four ways", color=GREY)
+    picture.box(36, 24, 172, 92, "Questions", "test rows,", "four systems", color=GREY)
     picture.box(264, 24, 172, 92, "Chat template", "turns become", "one prompt")
-    picture.box(492, 24, 172, 92, "Tokenize", "CPU profile:", "in the engine", dashed=True)
+    picture.box(492, 24, 172, 92, "Tokenize", "gpu profile only", dashed=True)
     for x in columns[:2]:
         picture.arrow((x + 172, 70), (x + 228, 70))
     picture.arrow((578, 116), (578, 174))
@@ -179,7 +232,7 @@ def batch() -> Picture:
     for x in columns[:2]:
         picture.text(x + 200, 286, "+", bold=True)
     picture.arrow((578, 348), (578, 394))
-    picture.box(492, 394, 172, 92, "Detokenize", "CPU profile:", "in the engine", dashed=True)
+    picture.box(492, 394, 172, 92, "Detokenize", "gpu profile only", dashed=True)
     picture.storage(252, 526, 424, 126)
     picture.box(264, 566, 172, 74, "adapters/", "LoRA adapter", color=ORANGE, fill=0.15)
     picture.box(492, 566, 172, 74, "answers/", "Parquet files", color=GREEN)
@@ -206,14 +259,14 @@ def serving() -> Picture:
     picture.arrow((134, 104), (134, 192), both=True)
     picture.box(42, 192, 210, 78, "HTTP proxy", "127.0.0.1:8000")
     picture.arrow((252, 231), (316, 231))
-    picture.box(316, 192, 342, 78, "Ingress, 1 to N", "asks for a key, picks a replica")
+    picture.box(316, 192, 342, 78, "Ingress, 1 to N", "checks the key, picks a replica")
     picture.arrow((487, 270), (487, 296), (134, 296), (134, 324))
     picture.arrow((350, 296), (350, 324))
     picture.arrow((487, 296), (566, 296), (566, 324))
-    for x, name, adapters in ((42, "Replica 1", ("viggo", "trains")), (258, "Replica 2", ("viggo",))):
+    for x, name, adapters in ((42, "Replica 1", ("viggo", "earlier")), (258, "Replica 2", ("viggo",))):
         picture.box(x, 324, 184, 206)
         picture.text(x + 92, 350, name, bold=True)
-        picture.text(x + 92, 350 + LEADING, "vLLM engine")
+        picture.text(x + 92, 350 + picture.leading, "vLLM engine")
         picture.box(x + 14, 398, 156, 52, "base model", color=GREY, fill=0.2, radius=6, bold=False)
         for number, adapter in enumerate(adapters):
             place = x + 14 + 82 * number
@@ -221,7 +274,7 @@ def serving() -> Picture:
     picture.box(474, 324, 184, 206, "Replica N", "added as", "requests grow", dashed=True)
     picture.storage(246, 602, 430, 114)
     picture.box(42, 642, 184, 62, "Shared folder", "base model", color=GREY)
-    picture.box(258, 642, 406, 62, "adapters/", "viggo, trains", color=ORANGE, fill=0.15)
+    picture.box(258, 642, 406, 62, "adapters/", "viggo, earlier", color=ORANGE, fill=0.15)
     picture.arrow((134, 642), (134, 548))
     picture.text(148, 579, "at start", align="left")
     picture.arrow((350, 642), (350, 548))
@@ -229,17 +282,25 @@ def serving() -> Picture:
     return picture
 
 
+def devcontainer() -> Picture:
+    """Open in Dev Container"""
+    picture = Picture(30, width=206, size=14, card=False)
+    picture.box(1, 1, 204, 28, fill=1, radius=6)
+    picture.text(103, 15, devcontainer.__doc__, bold=True, color="white")
+    return picture
+
+
 def main(folder: Path = Path(__file__).parent) -> None:
     """Draw all pictures into the folder."""
     style.use(["default", STYLE])
-    for draw in PICTURES:
+    for draw in (*DIAGRAMS, devcontainer):
         figure, path = draw().figure, folder / draw.__name__
         # No date and no version: the same picture is the same bytes.
         named = {"Title": draw.__doc__, "Date": None, "Creator": None}
         figure.savefig(path.with_suffix(".svg"), transparent=True, metadata=named)
 
 
-PICTURES = (workflow, training, batch, serving)
+DIAGRAMS = (workflow, cluster, prompts, training, batch, serving)
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:]))

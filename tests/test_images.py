@@ -13,6 +13,7 @@ from matplotlib.path import Path
 
 from images import draw
 from tests.conftest import ROOT
+from tutorial import prompt, recipe
 
 ROOM = 6  # pixels around a word
 
@@ -20,14 +21,14 @@ ROOM = 6  # pixels around a word
 def test_the_pictures_are_those_of_the_script(tmp_path):
     subprocess.run([sys.executable, "-m", "images.draw", str(tmp_path)], cwd=ROOT, check=True)
     made_here = list(tmp_path.iterdir())
-    assert len(made_here) == len(draw.PICTURES)
+    assert {made.name for made in made_here} == {path.name for path in (ROOT / "images").glob("*.svg")}
     for made in made_here:
         kept = ROOT / "images" / made.name
         assert kept.is_file(), f"missing: run `python -m images.draw` for {made.name}"
         assert made.read_bytes() == kept.read_bytes(), "stale: run `python -m images.draw`"
 
 
-@pytest.mark.parametrize("picture", draw.PICTURES, ids=lambda picture: picture.__name__)
+@pytest.mark.parametrize("picture", draw.DIAGRAMS, ids=lambda picture: picture.__name__)
 def test_no_word_meets_a_word_a_border_or_an_arrow(picture):
     axes = picture().axes
     renderer = FigureCanvasAgg(axes.figure).get_renderer()
@@ -46,6 +47,15 @@ def test_no_word_meets_a_word_a_border_or_an_arrow(picture):
             inside = inside and box.containsy(around.y0) and box.containsy(around.y1)
             assert inside or not box.overlaps(around), text
         assert not [line for line in lines if line.intersects_bbox(around, filled=False)], text
+
+
+def test_the_prompts_are_those_that_training_and_the_engines_get(model_path):
+    recipe_args, _ = recipe.load(ROOT / "lora_sft_ray_cpu.yaml", gpus=0)
+    trained, asked = prompt.Chat(model_path, recipe_args).side_by_side(draw.ROW)
+    drawn = " ".join(text.get_text() for text in draw.prompts().axes.texts)
+    for text in (asked, trained.removeprefix(asked)):
+        assert " ".join(text.split()) in drawn
+    assert not recipe_args.get("train_on_prompt"), "the loss would count all tokens"
 
 
 def test_every_picture_that_the_notebook_names_is_there():
