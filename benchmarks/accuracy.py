@@ -39,10 +39,10 @@ def one() -> dict[str, Any]:
         exact = {}
         for system, answered in common.ask(names, asked, systems).items():
             for split, part in (("val", answered[:val]), ("test", answered[val:])):
-                scores = score.scores(list(part["answer"]), list(part["target"]), names["task"].meaning)
+                scores = score.scores(list(part["answer"]), list(part["target"]), names["run"].task.meaning)
                 exact[split + system.removeprefix("fine-tuned")] = scores.loc["exact match"].to_dict()
-        names["clock"].stage(None)
-        seconds, facts = names["clock"].seconds, common.facts(names)
+        names["run"].lap("batch inference")
+        seconds, facts = names["run"].seconds, common.facts(names)
         found = {kind: exact[kind]["value"] for kind in KINDS} | {
             key: facts[key] for key in ("model", "data")
         }

@@ -196,7 +196,7 @@ def profile(cpu: bool, model_path: Path, overrides: dict[str, dict], **autoscali
     for section, changes in overrides.items():
         getattr(found, section).update(changes)
     if autoscaling:
-        found.serving["deployment_config"]["autoscaling_config"] = autoscaling
+        found.deployment["autoscaling_config"] = autoscaling
     return found
 
 
@@ -275,32 +275,28 @@ def notebook() -> Iterator[dict[str, Any]]:
         yield names
     finally:
         end_ray()
-        names["store"].close()
+        names["run"].storage.close()
 
 
 def ask(names: dict[str, Any], rows: list[dict], systems: dict[str, dict]) -> dict[str, pd.DataFrame]:
     """The batch stage's answers by each of `systems` (as the notebook's `SYSTEMS`), in the rows' order."""
-    import ray
+    from tutorial import batch
 
-    questions = [row | system | {"system": name} for name, system in systems.items() for row in rows]
-    questions = [question | {"id": number} for number, question in enumerate(questions)]
-    place = names["store"].place
-    names["ask_all_rows"](questions, names["processor"], place, names["profile"].processor["batch_size"])
-    table = ray.data.read_parquet((place / "answers").path, filesystem=place.files)
-    table = table.to_pandas().sort_values("id")
-    assert list(table["id"]) == [question["id"] for question in questions], "every question has one answer"
-    assert not any(table["error"]), table["error"].max()
-    return {name: table[table["system"] == name] for name in systems}
+    questions, size = batch.questions(rows, systems), names["profile"].processor["batch_size"]
+    names["ask_all_rows"](questions, names["processor"], names["run"].place, size)
+    found = batch.answered(names["run"], questions)
+    assert not any(any(part["error"]) for part in found.values())
+    return found
 
 
 def facts(names: dict[str, Any]) -> dict[str, Any]:
     """What a run of the notebook was of, for its JSON."""
     from tutorial import stage
 
-    task, chosen, rows = (names[name] for name in ("task", "profile", "rows"))
+    task, chosen, rows = names["run"].task, names["profile"], names["rows"]
     whole = rows["train"].read == task.expected.get("train")
     return {
-        "stamp": stage.stamp(names["resources"]),
+        "stamp": stage.stamp(names["run"].resources),
         "profile": chosen.name,
         "data": task.name if whole else f"{task.name}, sample",
         "model": Path(chosen.model).name,

@@ -44,9 +44,11 @@ def pitfalls() -> dict[str, Any]:
         return asked | {"sampling_params": UserDict(sampling | {"max_tokens": max_tokens, "seed": 0})}
 
     with common.notebook() as names:
-        as_trained, max_tokens = names["preprocess"], names["task"].max_tokens
+        from tutorial import batch  # imports Ray
+
+        as_trained, max_tokens = names["preprocess"], names["run"].task.max_tokens
         given = names["profile"], names["engine_kwargs"], str(names["model_source"]), names["lora_path"]
-        names["processor"] = names["make_processor"](*given, preprocess)
+        names["processor"] = names["make_processor"](*given, batch.guarded(preprocess))
         one = names["SYSTEMS"]["fine-tuned"] | {"joined": False, "sampled": False}
         ways = {
             "as trained": one,
@@ -59,7 +61,7 @@ def pitfalls() -> dict[str, Any]:
 def _scored(names: dict[str, Any], systems: dict[str, dict]) -> dict[str, Any]:
     exact = {}
     for name, part in common.ask(names, names["rows"]["test"], systems).items():
-        scores = score.scores(list(part["answer"]), list(part["target"]), names["task"].meaning)
+        scores = score.scores(list(part["answer"]), list(part["target"]), names["run"].task.meaning)
         exact[name] = scores.loc["exact match"].to_dict()
     return common.facts(names) | {"exact match": exact}
 

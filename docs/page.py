@@ -1,8 +1,9 @@
 """`make page`: the page takes the last run's outputs, and the figures in its prose are filled in.
 
-A figure in the prose is followed by a comment that no reader sees, with its place in results.json and its
-format: `0.683<!--=batch/scores/fine-tuned/exact match/value:.3f-->`. A place that begins with the name of a
-JSON file below benchmarks/ is in that file; -1 is the last item of a list.
+`docs/figures.yaml` names the sentences of README.ipynb that hold figures, and where each figure is measured:
+`{batch/scores/fine-tuned/exact match/value:.0%}` is a place in results.json and a format. A place that begins
+with the name of a JSON file below benchmarks/ is in that file. -1 is a list's last item. The format `min`
+gives minutes of seconds.
 """
 
 import hashlib
@@ -20,25 +21,45 @@ from tutorial import TutorialError
 from tutorial.settings import ROOT, read_yaml
 
 PAGE = ROOT / "README.ipynb"
-# A number with its sign, or (none). The hyphen of `3-5` is not a sign.
-NUMBER = r"(?:(?<![\w.%)])[+-])?\d[\d.,]*(?:e[+-]\d+)?%?|\(none\)"
-FIGURE = re.compile(rf"(?:{NUMBER})?<!--=(?P<key>[^:>]+):(?P<format>[^>]*)-->")
+FIGURES = ROOT / "docs" / "figures.yaml"
+NUMBER = r"-?\d[\d.,]*\d%?|-?\d%?|\(none\)"
+FIELD = re.compile(r"\{(?P<key>[^:}]+):(?P<format>[^}]*)\}")
 
 
-def fill(text: str, results: dict[str, Any]) -> str:
-    """The text with every figure as `results` has it, or `(none)` if this run does not have it."""
+def sentences() -> list[str]:
+    """The sentences of the prose that hold figures."""
+    return read_yaml(FIGURES)["measured"]
+
+
+def pattern(sentence: str) -> re.Pattern:
+    """Finds a sentence in a text, whatever its figures are and wherever its lines break."""
+    places = [re.sub(r"(\\ )+", r"\\s+", re.escape(text)) for text in FIELD.sub("\0", sentence).split("\0")]
+    return re.compile(f"({NUMBER})".join(places))
+
+
+def fill(text: str, sentence: str, results: dict[str, Any]) -> str:
+    """The text with a sentence's figures as `results` has them, or `(none)` if this run does not have one."""
 
     def item(part: Any, key: str) -> Any:
         return part[int(key)] if isinstance(part, list) else part[key]
 
-    def figure(found: re.Match) -> str:
+    def figure(field: re.Match) -> str:
         try:
-            value = format(reduce(item, found["key"].split("/"), results), found["format"])
+            value = reduce(item, field["key"].split("/"), results)
         except (KeyError, IndexError, TypeError):
-            value = "(none)"  # a task of plain text has no guided answers
-        return f"{value}<!--={found['key']}:{found['format']}-->"
+            return "(none)"  # a run without a killed worker, say
+        return f"{value / 60:.0f}" if field["format"] == "min" else format(value, field["format"])
 
-    return FIGURE.sub(figure, text)
+    figures = [figure(field) for field in FIELD.finditer(sentence)]
+
+    def filled(found: re.Match) -> str:
+        whole, start = found[0], found.start()
+        for number, value in reversed([*enumerate(figures, start=1)]):
+            begin, end = (place - start for place in found.span(number))
+            whole = whole[:begin] + value + whole[end:]
+        return whole
+
+    return pattern(sentence).sub(filled, text)
 
 
 def measured(path: Path, benchmarks: Path = ROOT / "benchmarks") -> dict[str, Any]:
@@ -56,10 +77,17 @@ def measured(path: Path, benchmarks: Path = ROOT / "benchmarks") -> dict[str, An
 
 
 def fill_notebook(notebook: nbformat.NotebookNode, results: dict[str, Any]) -> None:
-    """Fill in the figures of every text cell, in place."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = fill(cell.source, results)
+    """Fill in the figures of every text cell, in place.
+
+    Raises:
+        TutorialError: a sentence of `FIGURES` does not stand in the prose, or more than once.
+    """
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for sentence in sentences():
+        found = [cell for cell in prose if pattern(sentence).search(cell.source)]
+        if len(found) != 1:
+            raise TutorialError(f"{FIGURES.name}: {len(found)} cells of README.ipynb have {sentence!r}")
+        found[0].source = fill(found[0].source, sentence, results)
 
 
 def code_hash(notebook: nbformat.NotebookNode) -> str:

@@ -20,7 +20,7 @@ MEASURED = ROOT / "benchmarks" / "results"
 FOLDER = ROOT / "images" / "results"
 WIDTH = 6  # inches; text stays readable when a phone scales the plot down
 SIZES = {"font.size": 11, "axes.titlesize": 11, "axes.axisbelow": True}
-LOOK = ["default", ROOT / "images" / "tutorial.mplstyle", SIZES]
+LOOK = ["default", ROOT / "tutorial" / "plots.mplstyle", SIZES]
 with plt.style.context(LOOK):
     BLUE, *_, PURPLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     INK, GREY = plt.rcParams["text.color"], plt.rcParams["axes.edgecolor"]

@@ -1,4 +1,4 @@
-"""Cells of README.ipynb as a program: `python -m tests.cells '["settings", "print(1)"]'`.
+"""Cells of README.ipynb as a program: `python -m tests.cells '["environment", "print(1)"]'`.
 
 Each item is the id of a code cell, or code of a test's own that runs between them, among the same names. A
 `TutorialError` ends the program with its one line, as `make run` does.
@@ -9,10 +9,10 @@ import sys
 
 from tutorial import TutorialError, run
 
-SET_UP = ["environment", "settings", "ray", "model", "rows"]
+SET_UP = ["environment", "ray", "model", "rows"]
 PREPARE = ["row", "recipe"]
-TRAIN = [*SET_UP, *PREPARE, "publish-data", "show-recipe", "train-loop", "trainer", "train", "trained"]
-UNTRAINED = ["adapter = 'none'", "store.publish('.', 'adapters', [])"]  # the base model alone answers
+TRAIN = [*SET_UP, *PREPARE, "publish-data", "train-loop", "trainer", "train", "trained"]
+UNTRAINED = ["adapter = 'none'", "run.storage.publish('.', 'adapters', [])"]  # the base model alone answers
 ASK = [
     *UNTRAINED,
     "processor",
@@ -23,7 +23,7 @@ ASK = [
     "answer",
 ]
 BATCH = [*SET_UP, *PREPARE, *ASK]
-END = ["with stage.reports(): ray.shutdown()", "store.close()"]
+END = ["with run.stage('end'): ray.shutdown()", "run.storage.close()"]
 
 
 def main() -> None:
@@ -34,6 +34,7 @@ def main() -> None:
         for item in json.loads(sys.argv[1]):
             exec(compile(sources.get(item, item), item, "exec"), names)  # noqa: S102  the project's own cells
     except TutorialError as error:
+        sys.stdout.flush()  # the error stands last, also where both go to one file
         sys.exit(f"TutorialError: {error}")
 
 

@@ -59,15 +59,19 @@ def of_batch(names):
 def resume():
     names = cells("scores")
     common.end_ray()
-    names["store"].close()
+    names["run"].storage.close()
     return of_batch(names)
 
 
 def ask_in_every_way():
     """The batch stage's answers by system; those over HTTP by system and way; and by system, for each answer,
     the smallest margin of its tokens over the second most likely ones."""
-    names = cells("stream")
-    ask, rows, model = names["ask"], names["rows"]["test"], f"{names['model_id']}:{names['adapter']}"
+    names = cells("client")
+    rows, model, notebook = names["rows"]["test"], f"{names['model_id']}:{names['adapter']}", names["run"]
+
+    def ask(row, model, **options):
+        messages, options = names["chat"].messages(row), names["SAMPLING"] | options
+        return names["client"].chat.completions.create(model=model, messages=messages, **options)
 
     def whole(row, extra):
         return ask(row, model, extra_body=extra).choices[0].message.content
@@ -78,7 +82,7 @@ def ask_in_every_way():
 
     def by_curl(row, extra):
         body = {"model": model, "messages": names["chat"].messages(row)} | names["SAMPLING"] | extra
-        return curl(f"{names['url']}/chat/completions", names["api_keys"][0], body)
+        return curl(f"{names['client'].base_url}chat/completions", notebook.api_keys[0], body)
 
     def margin(row, extra):
         found = ask(row, model, extra_body=extra, logprobs=True, top_logprobs=2).choices[0].logprobs.content
@@ -92,7 +96,6 @@ def ask_in_every_way():
                 ways[system, way.__name__] = list(pool.map(way, rows, [extra] * len(rows)))
             margins[system] = list(pool.map(margin, rows, [extra] * len(rows)))
     run.define("shut-down", **names)
-    names["store"].close()
     return of_batch(names), ways, margins
 
 

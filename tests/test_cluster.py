@@ -40,6 +40,7 @@ print("RIGHT", join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.environ["RAY_AUTH_T
 # Its reports are printed by the thread that stage.reports knows: seen once, and not in a stage.
 DIE = """
 import contextlib, io, time
+from tutorial import cluster, stage
 @ray.remote(max_retries=0)
 def die():
     os._exit(1)
@@ -58,7 +59,7 @@ print("QUIET", seen(stage.in_one_line("x", "y")))
 def switch():
     return os.environ["USE_RAY"], os.environ["MPLCONFIGDIR"], os.environ["no_proxy"]
 print("WORKER", ray.get(switch.remote()))
-print("CPUS", resources["CPU"])
+print("CPUS", run.resources["CPU"])
 session = cluster.session_folder()
 print("SESSION", (session / "logs" / "raylet.out").is_file())
 """
@@ -66,7 +67,7 @@ GONE = "cluster.delete_session(session); print('GONE', not session.exists())"
 
 
 def test_the_cluster_that_the_notebook_starts(tmp_path):
-    items = ["environment", "settings", "ray", JOIN, DIE, *cells.END, GONE]
+    items = ["environment", "ray", JOIN, DIE, *cells.END, GONE]
     env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
     done = subprocess.run(
         [sys.executable, "-m", "tests.cells", json.dumps(items)],

@@ -123,7 +123,8 @@ def test_the_model_is_served_as_the_profile_says():
     assert MODEL["runtime_env"] == {"env_vars": PROFILE.worker_env}
     adapters = {"dynamic_lora_loading_path": MODEL["lora_config"]["dynamic_lora_loading_path"]}
     assert MODEL["lora_config"] == PROFILE.lora | adapters
-    assert PROFILE.serving == {"deployment_config": MODEL["deployment_config"]}
+    assert PROFILE.deployment == MODEL["deployment_config"]
+    assert PROFILE.serving == {}
     assert APPLICATION["args"]["ingress_deployment_config"] == PROFILE.ingress
 
 

@@ -41,7 +41,7 @@ def running(time_limit_s):
     model_path = Path(named.name, "benchmark:tiny")
     model_path.symlink_to(folder)
     profile = common.profile(True, model_path, {"engine": {"max_model_len": 8192}})
-    profile.serving["deployment_config"] |= {"max_ongoing_requests": 4, "max_queued_requests": 4}
+    profile.deployment |= {"max_ongoing_requests": 4, "max_queued_requests": 4}
     store = storage.Storage.open(None, "test-serving")
     try:
         base = serving.model_id(str(model_path))
@@ -147,10 +147,10 @@ def test_it_listens_on_loopback(service):
 
 def test_keys_that_cannot_be(monkeypatch):
     with pytest.raises(TutorialError, match=r"^API_KEYS: a key has fewer than 16 characters") as error:
-        endpoint.keys(SecretStr("a-key-of-the-first-team, short"))
+        serving.keys(SecretStr("a-key-of-the-first-team, short"))
     assert "short" not in str(error.value)
-    assert endpoint.keys(SecretStr(" , ".join(KEYS))) == KEYS
-    assert len(endpoint.keys(None)[0]) > 30
+    assert serving.keys(SecretStr(" , ".join(KEYS))) == KEYS
+    assert len(serving.keys(None)[0]) > 30
     monkeypatch.setenv("API_KEYS", ",")  # none, whatever stands in .env: the environment wins
     with pytest.raises(TutorialError, match=r"^API_KEYS is not set"):
         endpoint.build({"llm_configs": []})

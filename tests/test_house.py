@@ -10,13 +10,13 @@ from tests import cells
 from tests.conftest import ROOT
 
 # Lower them when the code gets smaller.
-MOST_LINES, MOST_IN_A_ROOM, MOST_ROOMS, MOST_PRIVATE, MOST_BENCHMARK_LINES = 3911, 200, 24, 1, 1500
+MOST_LINES, MOST_IN_A_ROOM, MOST_ROOMS, MOST_PRIVATE, MOST_BENCHMARK_LINES = 4150, 230, 26, 1, 1500
 FLOORS = (  # a room imports rooms of lower floors, or such as stand before it on its own
     ("__init__", "meaning", "files"),
     ("settings", "machine", "cluster", "tasks", "data", "recipe", "template", "prompt"),
     ("s3server", "storage", "stage", "model", "adapters", "progress"),
-    ("training", "score", "plots"),
-    ("serving", "door", "replica", "endpoint"),
+    ("training", "score", "plots", "batch"),
+    ("serving", "door", "replica", "endpoint", "session"),
 )
 NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
 CODE = {cell.id: cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code"}

@@ -24,7 +24,8 @@ CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 SOURCES = [cell.source for cell in CODE]
 SOURCES += [path.read_text(encoding="utf-8") for pattern in FILES for path in ROOT.glob(pattern)]
 WORDS = set(re.findall(r"\w+", "\n".join(SOURCES)))
-MAKE = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+MAKE = set(re.findall(r"^(?:([a-z-]+)|(.venv/.ready)):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+MAKE = {name for names in MAKE for name in names if name}
 MODULES = list((ROOT / "tutorial").glob("*.py"))
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 # Named, and not ours to have: commands and kinds of platforms that are not installed here.
@@ -132,26 +133,27 @@ def test_the_outputs_are_those_of_this_code():
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("sentence", "before", "after"),
     [
-        ("0.683<!--=gain:.3f-->", "0.700<!--=gain:.3f-->"),
-        ("+0.683<!--=gain:+.3f-->", "+0.700<!--=gain:+.3f-->"),
-        ("+0.683<!--=loss:+.3f-->", "-0.200<!--=loss:+.3f-->"),
-        ("-0.683<!--=loss:.3f-->", "-0.200<!--=loss:.3f-->"),
-        ("-0.683<!--=gain:.3f-->", "0.700<!--=gain:.3f-->"),
-        ("5-7<!--=rows:,d-->", "5-1,234<!--=rows:,d-->"),
-        ("(68%<!--=gain:.0%-->)", "(70%<!--=gain:.0%-->)"),
-        ("7e-05<!--=gain:.1e-->", "7.0e-01<!--=gain:.1e-->"),
-        ("(none)<!--=gain:.1f-->", "0.7<!--=gain:.1f-->"),
-        ("0.7<!--=no/such:.1f-->", "(none)<!--=no/such:.1f-->"),
-        ("<!--=list/-1:d-->", "3<!--=list/-1:d-->"),
+        ("reaches {gain:.3f} more", "it reaches 0.683 more.", "it reaches 0.700 more."),
+        ("by {loss:+.3f}", "by -0.683", "by -0.200"),
+        ("has {rows:,d} rows, {gain:.0%} good", "has 5 rows,\n68% good", "has 1,234 rows,\n70% good"),
+        ("{gain:.1f}", "(none)", "0.7"),
+        ("{no/such:.1f} s", "0.7 s", "(none) s"),
+        ("took {list/-1:min} min", "took 12 min", "took 3 min"),
+        ("step {list/0:d}", "steps 3", "steps 3"),
     ],
 )
-def test_a_figure_is_filled_in_with_its_sign(before, after):
+def test_a_figure_is_filled_in_where_its_sentence_stands(sentence, before, after):
     """And a second time it is the same."""
-    results = {"gain": 0.7, "loss": -0.2, "rows": 1234, "list": [1, 3]}
-    assert page.fill(f"by {before} more", results) == f"by {after} more"
-    assert page.fill(f"by {after} more", results) == f"by {after} more"
+    results = {"gain": 0.7, "loss": -0.2, "rows": 1234, "list": [1, 180]}
+    assert page.fill(before, sentence, results) == after
+    assert page.fill(after, sentence, results) == after
+
+
+def test_a_sentence_that_is_gone_is_an_error():
+    with pytest.raises(TutorialError, match=r"figures.yaml: 0 cells of README.ipynb have '"):
+        page.fill_notebook(nbformat.v4.new_notebook(), {})
 
 
 def test_results_and_benchmarks_are_found_by_name(tmp_path):

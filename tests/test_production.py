@@ -164,5 +164,5 @@ def service(stored: str) -> dict:
     for key in set(served["engine_kwargs"]) - set(profile.engine) - KEPT:
         del served["engine_kwargs"][key]
     served["lora_config"] = profile.lora | {"dynamic_lora_loading_path": f"{stored}/{RUN}/adapters"}
-    served["runtime_env"] = {"env_vars": profile.worker_env}
+    served |= {"runtime_env": {"env_vars": profile.worker_env}, "deployment_config": profile.deployment}
     return config | {"applications": [application | {"args": {"llm_configs": [served | profile.serving]}}]}

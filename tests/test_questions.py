@@ -13,7 +13,7 @@ one = {"few_shot": False, "system": "fine-tuned", "model": "none"}
 rows = [row | one | {"guided": n > 60 and n % 2 == 0} for n, row in enumerate((99 * rows["test"])[:100])]
 def stage(batch):
     return {"__data": [dict(row) for row in batch["__data"]]}
-asked = ray.data.from_items(rows, override_num_blocks=1).map(lambda row: {"__data": preprocess(row)})
+asked = ray.data.from_items(rows, override_num_blocks=1).map(lambda row: {"__data": prepare(row)})
 for _ in range(2):
     asked = asked.map_batches(stage, batch_size=32, num_cpus=0.1)
 guided = [bool(row["__data"]["sampling_params"].get("structured_outputs")) for row in asked.take_all()]

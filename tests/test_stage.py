@@ -81,17 +81,6 @@ def test_the_reason_is_one_line(error, line):
     assert stage.reason(error) == line
 
 
-def test_a_stage_lasts_until_the_next_and_the_imports_count():
-    clock = stage.Stopwatch()
-    clock.stage("one")
-    time.sleep(0.2)
-    clock.stage("two")
-    clock.stage(None)
-    assert list(clock.seconds) == ["one", "two"]
-    assert clock.seconds["one"] >= 0.2 > clock.seconds["two"]
-    assert clock.seconds["one"] > time.monotonic() - stage.STARTED - 0.3
-
-
 def test_results_are_stamped_with_what_made_them(tmp_path):
     stamp = stage.stamp({"CPU": 8.0, "GPU": 2.0, "accelerator_type:L4": 1.0, "node:10.0.0.1": 1.0})
     assert (stamp["machine"]["gpus"], stamp["machine"]["accelerators"]) == (2, ["L4"])

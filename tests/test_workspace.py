@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.train import Checkpoint
 
 from tests.conftest import ROOT
 from tutorial import TutorialError, training
@@ -81,15 +82,38 @@ def test_what_every_attempt_would_meet_is_returned_and_not_raised(config, tmp_pa
     assert not (tmp_path / "mine-1").exists()
     result = SimpleNamespace(return_value=work.mistake, metrics=None)
     with pytest.raises(TutorialError, match=r"^fine-tuning: .*lr.*; correct it and run again$"):
-        training.checked(result)
+        training.Trained(result, str(tmp_path), Place.of(str(tmp_path)))
 
 
-def test_a_training_that_ended_early_is_an_error():
+def test_a_training_that_ended_early_is_an_error(tmp_path):
     metrics = {"steps": 4, "steps_planned": 8}
     with pytest.raises(TutorialError, match="ended after 4 of 8 steps"):
-        training.checked(SimpleNamespace(return_value=None, metrics=metrics))
-    whole = SimpleNamespace(return_value=None, metrics=metrics | {"steps": 8})
-    assert training.checked(whole) is whole
+        training.Trained(SimpleNamespace(return_value=None, metrics=metrics), "none", Place.of(str(tmp_path)))
+
+
+def test_what_a_training_left(tmp_path):
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.5}]
+    (tmp_path / "reported").mkdir()
+    (tmp_path / "reported" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    checkpoint = Checkpoint.from_directory(tmp_path / "reported")
+    whole = {"steps": 8, "steps_planned": 8}
+    result = SimpleNamespace(return_value=None, metrics=whole, checkpoint=checkpoint)
+    trained = training.Trained(result, str(tmp_path / "here"), Place.of(str(tmp_path)))
+    assert trained.folder == tmp_path / "here"
+    assert trained.log["loss"].dropna().tolist() == [2.0]
+    assert list(trained.log.columns) == ["step", "loss", "eval_loss", "learning_rate"]
+    assert trained.fault == {}
+
+
+def test_an_adapter_that_was_saved_before_the_last_one(tmp_path):
+    def saved(name, epoch):
+        (tmp_path / name / "checkpoint").mkdir(parents=True)
+        return Checkpoint.from_directory(tmp_path / name), {"epoch": epoch}
+
+    kept = [saved("first", 0.5), saved("second", 0.75), saved("last", 1.0)]
+    result = SimpleNamespace(metrics={"epoch": 1.0}, best_checkpoints=kept)
+    assert list(training.earlier(result)) == [tmp_path / "first" / "checkpoint"]
+    assert list(training.earlier(SimpleNamespace(metrics={"epoch": 1.0}, best_checkpoints=kept[2:]))) == []
 
 
 def test_a_kill_without_a_step_after_it_is_no_fault(tmp_path):

@@ -16,6 +16,8 @@ from tutorial.storage import Storage
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
 FILES = (WEIGHTS, CONFIG)
+RECIPE = """lora_rank lora_alpha learning_rate num_train_epochs per_device_train_batch_size
+    gradient_accumulation_steps cutoff_len packing neat_packing quantization_bit seed""".split()
 # Keys of PEFT's that do not change what the two matrices of a layer mean.
 HARMLESS = """auto_mapping base_model_name_or_path corda_config eva_config exclude_modules fan_in_fan_out
     inference_mode layers_pattern layers_to_transform loftq_config lora_dropout megatron_core peft_version
@@ -63,7 +65,7 @@ def publish(
         name: what clients ask for, after the base model's name and a colon.
         base: the base model that it will be served on, a name or a folder.
         max_rank: `max_lora_rank` of the engines.
-        recipe: how it was trained, LLaMA-Factory's arguments.
+        recipe: how it was trained, LLaMA-Factory's arguments; the manifest has some of them, and no path.
 
     Raises:
         TutorialError: a file is missing or broken, vLLM would serve something else than what was trained, or
@@ -80,7 +82,7 @@ def publish(
         manifest = Manifest(
             base_model=model_id(base),
             rank=rank,
-            recipe=recipe,
+            recipe={key: recipe[key] for key in RECIPE if key in recipe},
             versions=stage.versions(),
             files=_measure(Place.of(made)),
         )

@@ -168,7 +168,8 @@ def write(splits: dict[str, list[Row]], folder: Path, columns: dict[str, str] | 
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}.parquet")
-    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
+    lines = ",\n".join(f"  {json.dumps(split)}: {json.dumps(entry)}" for split, entry in info.items())
+    (folder / "dataset_info.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     return [*(f"{split}.parquet" for split in splits), "dataset_info.json"]
 
 

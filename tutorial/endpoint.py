@@ -6,12 +6,10 @@ one's own (ray#59578); it is built here from public parts.
 
 import asyncio
 import os
-import secrets
 import time
 
 import ray
 from fastapi import FastAPI, Request
-from pydantic import SecretStr
 from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.llm import LLMConfig, LLMServingArgs, build_llm_deployment
@@ -21,7 +19,7 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionReq
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tutorial import TutorialError, adapters, one_line, settings
+from tutorial import TutorialError, adapters, one_line, serving, settings
 from tutorial.door import Door, Refused, digest, read
 from tutorial.files import Place
 from tutorial.replica import Server, adapters_of
@@ -32,21 +30,7 @@ ROUTES = {
     "completions": ("POST", "/v1/completions"),
     "chat": ("POST", "/v1/chat/completions"),
 }
-KEY_LENGTH = 16  # characters, at least
 ARGS = ("llm_configs", "ingress_deployment_config", "key_digests")
-
-
-def keys(given: SecretStr | None) -> list[str]:
-    """The keys of `API_KEYS`, separated by commas; one made for this run if none is given.
-
-    Raises:
-        TutorialError: one is short. It does not say which: a key stands in no message.
-    """
-    listed = given.get_secret_value().split(",") if given else []
-    found = [key.strip() for key in listed if key.strip()] or [secrets.token_urlsafe(32)]
-    if any(len(key) < KEY_LENGTH or not key.isascii() for key in found):
-        raise TutorialError(f"API_KEYS: a key has fewer than {KEY_LENGTH} characters, or some beyond ASCII")
-    return found
 
 
 class Ingress(OpenAiIngress):
@@ -121,9 +105,9 @@ def build(args: dict) -> serve.Application:
         given = settings.load().api_keys
         if not given or not given.get_secret_value().strip(" ,"):
             raise TutorialError("API_KEYS is not set: the service would let nobody in; set one or more")
-        digests = [digest(key) for key in keys(given)]
-    serving = LLMServingArgs.model_validate({key: args[key] for key in ARGS[:2] if key in args})
-    configs = serving.llm_configs
+        digests = [digest(key) for key in serving.keys(given)]
+    given = LLMServingArgs.model_validate({key: args[key] for key in ARGS[:2] if key in args})
+    configs = given.llm_configs
     _verify(configs)
     app = FastAPI(openapi_url=None)
     offered = ", ".join(f"{method} {path.replace(':path', '')}" for method, path in ROUTES.values())
@@ -141,7 +125,7 @@ def build(args: dict) -> serve.Application:
         for each in configs
     }
     ingress = serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=endpoints, app=app))
-    return ingress.options(**_options(configs, serving.ingress_deployment_config)).bind(servers, configs)
+    return ingress.options(**_options(configs, given.ingress_deployment_config)).bind(servers, configs)
 
 
 def _aws(config: LLMConfig) -> dict[str, str]:

@@ -1,10 +1,8 @@
 """Pictures and tables for the notebook."""
 
 import difflib
-import json
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,9 +13,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from tutorial.score import FEW
-from tutorial.settings import ROOT, Profile
+from tutorial.settings import ROOT
 
-STYLE = ROOT / "images" / "tutorial.mplstyle"
+STYLE = ROOT / "tutorial" / "plots.mplstyle"
 plt.style.use(STYLE)
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 INK, GREY = plt.rcParams["text.color"], plt.rcParams["axes.edgecolor"]
@@ -37,18 +35,11 @@ class Picture:
         return data, {"image/png": {"alt": self.alt}}
 
 
-def training_log(path: str | Path) -> pd.DataFrame:
-    """The log in Transformers' trainer_state.json, of all attempts at a run: one row for each entry; columns
-    step, loss, eval_loss, learning_rate."""
-    history = json.loads(Path(path).read_text(encoding="utf-8"))["log_history"]
-    return pd.DataFrame(history).reindex(columns=["step", "loss", "eval_loss", "learning_rate"])
-
-
 def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture:
     """Training and validation loss (nats per target token, log scale) against optimizer steps.
 
     Args:
-        log: what `training_log` returns.
+        log: columns step, loss and eval_loss, a row for each entry of the trainer's log.
         fault: {"killed": {"step": n}, "resumed": {"step": n}} of the worker that was killed, or empty.
     """
     axes, said = plt.figure(figsize=(7, 3), layout="constrained").subplots(), []
@@ -81,6 +72,11 @@ def scores(found: dict[str, pd.DataFrame]) -> Markdown:
         for name, part in found.items()
     }
     return table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("system"), index=True)
+
+
+def sizes(rows: dict[str, dict[str, int]]) -> Markdown:
+    """How many rows were read and are used, by split."""
+    return table(pd.DataFrame(rows).rename_axis("split"), index=True)
 
 
 def table(frame: pd.DataFrame, index: bool = False, longest: int | None = None) -> Markdown:
@@ -135,10 +131,7 @@ def _plain(cell: Any, longest: int) -> Any:
     return _escaped(_cut(cell, longest)) if isinstance(cell, str) else cell
 
 
-def profile(chosen: Profile) -> Markdown:
-    """What the profile sets: one row for each field."""
-    fields = chosen.model_dump(include={"model", "rows", "engine", "processor", "serving"})
-    values = [yaml.safe_dump(field, default_flow_style=True, width=10_000) for field in fields.values()]
-    values = [value.removesuffix("\n").removesuffix("\n...") for value in values]  # what ends a bare value
-    shown = {"field": fields.keys(), f"profiles/{chosen.name}.yaml": [f"`{value}`" for value in values]}
-    return table(pd.DataFrame(shown))
+def as_yaml(values: dict[str, Any]) -> Markdown:
+    """Settings as they would stand in a yaml file."""
+    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
+    return Markdown(f"```yaml\n{text}```")

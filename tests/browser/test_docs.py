@@ -149,13 +149,6 @@ def test_pictures_say_what_they_show(page: Page, site):
     assert said <= set(page.locator("article img").evaluate_all("all => all.map(i => i.alt)"))
 
 
-def test_comments_in_the_prose_stay_hidden(page: Page, site):
-    page.goto(site)
-    text = page.locator("article").inner_text()
-    assert "The run shown on this page" in text
-    assert not re.search(r"<!--|-->|batch/scores", text)
-
-
 def test_the_search_finds_the_page(page: Page, site):
     page.goto(site)
     page.keyboard.press("Control+k")

@@ -14,7 +14,7 @@ ROWS = 32
 BY_FOURS = """
 profile.processor["batch_size"] = profile.engine["max_num_seqs"] = 4
 """
-SHORT = "task.max_tokens = 48"  # after the rows were checked: some answers are longer
+SHORT = "run.task.max_tokens = 48"  # after the rows were checked: some answers are longer
 BATCH = [*cells.SET_UP, BY_FOURS, *cells.PREPARE, SHORT, *cells.ASK]
 POISON = """
 for number, bad in ((3, ""), (5, None), (9, "word " * 3000)):

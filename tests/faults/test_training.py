@@ -11,11 +11,8 @@ from tests import cells
 
 pytestmark = pytest.mark.faults
 STEPS = 8  # 32 rows, two workers with two rows a step; a checkpoint after every second
-TRAIN = [
-    *cells.TRAIN,
-    "print(json.dumps(result.metrics | {'logged': log['step'][log['loss'].notna()].tolist()}))",
-]
-TRAIN += cells.END
+LOGGED = "trained.log['step'][trained.log['loss'].notna()].tolist()"
+TRAIN = [*cells.TRAIN, f"import json; print(json.dumps(result.metrics | {{'logged': {LOGGED}}}))", *cells.END]
 
 
 def snapshot(storage: Path, name: str) -> dict:
@@ -90,7 +87,7 @@ def test_the_controller_is_killed_then_the_driver(drive, seen, storage):
     run.all_gone()
     assert "RUN_NAME=driver: " in drive(TRAIN, **env).end(1)
     changed = drive(TRAIN, RESUME="1", TRAIN_ROWS="28", **env)
-    assert "RESUME=1: data/train.parquet was another in the run driver" in changed.end(1)
+    assert "RESUME=1: data/train.parquet differs from that of " in changed.end(1)
 
     second = drive(TRAIN, RESUME="1", **env)
     next_checkpoint(second, storage, "driver")

@@ -1,0 +1,70 @@
+"""A run of the notebook, from its first cell on; no Ray cluster is started."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+LEFT = """
+import time
+time.sleep(0.2)
+run.lap("set up")
+run.lap("set up")
+run.lap("data ingestion")
+run.profile, run.resources, run._session = run.settings.choose_profile({}), {"CPU": 2.0}, None
+run.close()
+"""
+
+
+def cells(*items, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "tests.cells", json.dumps(items)],
+        env=os.environ | {"PORT": ""} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"API_KEYS": "a-short-one"}, "API_KEYS: a key has fewer than 16 characters, or some beyond ASCII"),
+        ({"RUN_NAME": "no/name"}, "RUN_NAME='no/name': "),
+        ({"TASK": "none"}, "TASK=none: No such file; "),
+        ({"STORAGE": "ftp://here"}, "STORAGE=ftp://here: unknown scheme 'ftp'; "),
+    ],
+)
+def test_a_wrong_setting_ends_the_first_cell_in_one_line(environment, line):
+    done = cells("environment", "print('went on')", **environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip().splitlines()[-1].startswith(f"TutorialError: {line}"), done.stderr
+    assert "a-short-one" not in done.stderr
+
+
+def test_what_a_run_leaves_at_its_end(tmp_path):
+    results = ROOT / "out" / "results.json"
+    before = results.read_bytes() if results.is_file() else None
+    try:
+        done = cells("environment", LEFT, STORAGE=str(tmp_path / "kept"), RUN_NAME="mine", CLEAN_UP="")
+        assert done.returncode == 0, done.stderr
+        [published] = (tmp_path / "kept").rglob("results.json")
+        found = json.loads(published.read_text())
+        assert published.relative_to(tmp_path).as_posix() == "kept/mine/results/results.json"
+        assert results.read_bytes() == published.read_bytes()
+        assert list(found["seconds"]) == ["set up", "data ingestion", "clean up"]
+        assert found["seconds"]["set up"] >= 0.2
+        assert found["total_s"] == round(sum(found["seconds"].values()))
+        assert f"{found['total_s']} s in all" in done.stdout
+    finally:
+        results.unlink(missing_ok=True)
+        if before:
+            results.write_bytes(before)
+    done = cells("environment", LEFT, STORAGE=str(tmp_path / "gone"), RUN_NAME="mine", CLEAN_UP="1")
+    assert "1 files of this run deleted" in done.stdout
+    assert not (tmp_path / "gone").exists()

@@ -1,0 +1,64 @@
+"""Rows on their way through batch inference: the questions, what is kept of an answer, and all answers."""
+
+from collections import UserDict
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import ray
+
+from tutorial import score
+
+Row = dict[str, Any]
+
+
+def questions(rows: list[Row], systems: dict[str, dict]) -> list[Row]:
+    """Every row for every system, with an `id` from 0.
+
+    Args:
+        rows: with `input` and `output`.
+        systems: by name: `model`, and `few_shot` and `guided` if they are true.
+    """
+    plain = {"few_shot": False, "guided": False}
+    asked = [row | plain | system | {"system": name} for name, system in systems.items() for row in rows]
+    return [question | {"id": number} for number, question in enumerate(asked)]
+
+
+def sampling(params: dict[str, Any]) -> UserDict:
+    """vLLM's sampling parameters as a row carries them. A dict would become one Arrow type for all rows, with
+    and without a grammar."""
+    return UserDict(params)
+
+
+def guarded(preprocess: Callable[[Row], Row]) -> Callable[[Row], Row]:
+    """`preprocess`, but a row without a question gets an error, and skips the engine."""
+
+    def prepare(row: Row) -> Row:
+        if not isinstance(row["input"], str) or not row["input"].strip():
+            return {"__inference_error__": f"input: a text is needed, not {row['input']!r}"}
+        return preprocess(row) | {"__inference_error__": ""}
+
+    return prepare
+
+
+def answer(row: Row) -> Row:
+    """What is kept of a row, answered or failed."""
+    kept = {"target": row["output"], "answer": row.get("generated_text") or ""}
+    return {key: row[key] for key in ("id", "system", "input")} | kept | {"error": row["__inference_error__"]}
+
+
+def answered(run, asked: list[Row]) -> dict[str, pd.DataFrame]:
+    """The answers by system, in the order of the questions: columns id, input, target, answer, error.
+
+    Args:
+        run: a `session.Run`, which has the answers in its storage, and records their scores.
+        asked: what `questions` returned.
+    """
+    place = run.place / "answers"
+    table = ray.data.read_parquet(place.path, filesystem=place.files).to_pandas().sort_values("id")
+    assert list(table["id"]) == [question["id"] for question in asked], "every question has one answer"
+    failed, parts = int(sum(table["error"] != "")), dict(iter(table.groupby("system", sort=False)))
+    print(f"{len(table)} rows came back, {failed} of them with an error")
+    counts = {"rows_in": len(asked), "rows_out": len(table), "rows_failed": failed}
+    run.results["batch"] = score.report(parts, run.task.meaning) | counts | {"few_shot": run.task.few_shot}
+    return parts

@@ -1,0 +1,207 @@
+"""A run of the notebook: its settings, its storage, what it measured, and what is left at its end.
+
+`Run` holds what the cells would otherwise repeat. Its methods are the steps between the lesson's own.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tutorial import STARTED, cluster, data, model, recipe, settings, stage, tasks
+from tutorial.files import Place
+from tutorial.settings import ROOT, Profile
+from tutorial.storage import Storage
+
+
+class Run:
+    """Read `.env` and the environment, check every setting, and open the storage.
+
+    Create it before `import ray`: it sets environment variables that Ray reads at import time.
+
+    Attributes:
+        settings: what the user has set.
+        task: the task that `TASK` names.
+        name: the run's name, and that of its folder in the storage.
+        storage: where the run keeps its files.
+        port: of the service, on loopback; a free one if `PORT` is not set.
+        api_keys: what clients send; a key made for this run if `API_KEYS` is not set.
+        profile: once `choose_profile` was called.
+        model_path: the base model's folder on this machine, once `base_model` was called.
+        results: what out/results.json will hold.
+
+    Raises:
+        TutorialError: a setting is wrong, the port is taken, or the storage refuses.
+    """
+
+    profile: Profile
+    model_path: Path
+
+    def __init__(self, env_file: Path = ROOT / ".env"):
+        cluster.prepare(env_file)
+        from tutorial import serving  # imports Ray
+
+        stage.quiet()
+        self.settings = config = settings.load(env_file)
+        self.task = tasks.load(config.task)
+        self.port, self.api_keys = serving.check_port(config.port), serving.keys(config.api_keys)
+        self.storage = Storage.open(config.storage_uri(), config.run_name, config.resume)
+        self.name, self.results, self.seconds = config.run_name, {}, {}
+        self._rejected = ROOT / "out" / "rejected.jsonl" if config.skip_bad_rows else None
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix="adapter-"
+        )  # deleted with the process at the latest
+        self._since = STARTED  # imports are part of a run's time
+
+    @property
+    def place(self) -> Place:
+        """The run's folder in the storage."""
+        return self.storage.place
+
+    @property
+    def ray_options(self) -> dict[str, Any]:
+        """For `ray.init`: this project's code for the workers, and a cluster of this machine unless one runs.
+
+        Raises:
+            TutorialError: no Ray cluster answers where one should run already.
+        """
+        env = cluster.runtime_env(self.storage.worker_env())
+        return {"runtime_env": env, "log_to_driver": False, "logging_level": "error"} | cluster.options()
+
+    def choose_profile(self) -> Profile:
+        """The profile that `PROFILE` names, else the one that fits the cluster.
+
+        Raises:
+            TutorialError: the cluster has machines that cannot reach the storage, or serves something else.
+        """
+        import ray
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_no_progress_timeout_s = self.settings.batch_timeout_s
+        self.resources, self._session = ray.cluster_resources(), cluster.session_folder()
+        self.storage.check_nodes(ray.nodes())
+        cluster.check_idle()
+        self.profile = self.settings.choose_profile(self.resources)
+        cpus, gpus = (self.resources.get(kind, 0) for kind in ("CPU", "GPU"))
+        print(f"profile {self.profile.name}: {cpus:.0f} CPUs, {gpus:.0f} GPUs; files: {self.storage}")
+        return self.profile
+
+    def base_model(self) -> str | Place:
+        """What workers and engines load the base model from: a folder that all machines see, or the storage.
+
+        Raises:
+            TutorialError: the model is neither on disk nor reachable, or its weights cannot be read.
+        """
+        import ray
+
+        self.model_path = model.resolve(self.profile.model, self.settings.shared_folder())
+        source = model.publish(self.model_path, self.storage, cluster.all_see(self.settings, ray.nodes()))
+        self.lap("set up")
+        return source
+
+    def load_rows(self) -> dict[str, list[dict]]:
+        """The rows of each split that the run uses; see `data.load`."""
+        config, counts = self.settings, self.profile.rows.model_dump()
+        allowed = config.sample_allowed(self.profile)
+        rows = data.load(self.task, config.data, self._rejected, allowed, counts=counts, seed=config.seed)
+        self.results["data"] = {
+            "read": {split: part.read for split, part in rows.items()},
+            "used": {split: len(part) for split, part in rows.items()},
+        }
+        return rows
+
+    def load_recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The profile's recipe as LLaMA-Factory's arguments and Ray Train's; a copy goes to the storage.
+
+        Raises:
+            TutorialError: the recipe is wrong, or its workers do not fit into the cluster.
+        """
+        path = ROOT / self.profile.recipe
+        args, ray_args = recipe.load(path, gpus=self.resources.get("GPU", 0))
+        ray_args["num_workers"] = self.settings.workers or ray_args["num_workers"]
+        cluster.check_fits(self.resources, ray_args["num_workers"], ray_args["resources_per_worker"])
+        self.storage.publish(path.parent, "recipe", [path.name])
+        return args | {"seed": self.settings.seed}, ray_args
+
+    def publish_rows(self, splits: dict[str, list[dict]], columns: dict[str, str]) -> Place:
+        """Write the rows and LLaMA-Factory's `dataset_info.json` to the storage; see `data.write`."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = self.storage.publish(folder, "data", data.write(splits, Path(folder), columns))
+        if self._rejected and self._rejected.exists():
+            self.storage.publish(self._rejected.parent, "rejected", [self._rejected.name])
+        self.lap("data ingestion")
+        return place
+
+    def training_config(self, args: dict[str, Any], model_source: str | Place, rows: Place) -> dict[str, Any]:
+        """What `training.workspace` reads on each worker."""
+        from tutorial import training
+
+        callbacks = [training.killer(self.place)] if self.settings.kill_worker else []
+        places = {"model": model_source, "data": rows, "scratch": self.storage.scratch}
+        return {"args": args, "callbacks": callbacks} | places
+
+    @contextmanager
+    def stage(self, name: str, hint: str = "see the error above") -> Iterator[None]:
+        """Around a long call: its time is recorded, and an error of Ray's becomes one line with this `hint`.
+
+        Raises:
+            TutorialError: Ray reports an error.
+        """
+        with stage.in_one_line(name, hint, Path(tempfile.gettempdir(), self.storage.scratch)):
+            yield
+        self.lap(name)
+
+    def collect(self, result):
+        """The adapter of a result of Ray Train's, the log, and what became of the killed worker: a
+        `training.Trained`."""
+        from tutorial import training
+
+        trained = training.Trained(result, self._scratch.name, self.place)
+        losses = trained.log["loss"].dropna().tolist()
+        size = (trained.folder / "adapter_model.safetensors").stat().st_size
+        self.results["training"] = result.metrics | {"loss": losses, "fault": trained.fault}
+        self.results["training"] |= {"adapter_mb": round(size / 1e6)}
+        return trained
+
+    def engines(self, chat, rank: int) -> tuple[dict[str, Any], str]:
+        """vLLM's engine_kwargs, and the address of the adapters that the engines may load.
+
+        Args:
+            chat: a `prompt.Chat`; its changes to the chat template are added to the profile.
+            rank: of the adapters, at most.
+        """
+        address = self.storage.for_engines("adapters")
+        self.profile.worker_env |= self.storage.engine_env()
+        self.profile.processor["chat_template_stage"] |= chat.template_stage
+        return self.profile.engine_kwargs(rank, self.task.max_tokens), address
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap, or since the start, belongs to the stage `name`."""
+        now = time.monotonic()
+        self.seconds[name] = round(self.seconds.get(name, 0) + now - self._since, 1)
+        self._since = now
+
+    def close(self) -> None:
+        """Write out/results.json and publish it. With `CLEAN_UP=1`, delete what the run wrote.
+
+        Call it after `ray.shutdown`.
+
+        Raises:
+            TutorialError: the storage does not take the results, or does not delete the files.
+        """
+        self.lap("clean up")
+        about = {"profile": self.profile.name, "task": self.task.name}
+        about |= {"model": model.model_id(self.profile.model)}
+        times = {"seconds": self.seconds, "total_s": round(sum(self.seconds.values()))}
+        stamp = stage.stamp(self.resources)
+        stage.write(ROOT / "out" / "results.json", {"stamp": stamp} | about | self.results | times)
+        self.storage.publish(ROOT / "out", "results", ["results.json"], replace=True)
+        print(f"{times['total_s']} s in all: {self.seconds}")
+        if self.settings.clean_up:  # last, as a storage that is gone must not take the figures with it
+            print(f"{self.storage.clean_up()} files of this run deleted")
+        self.storage.close()
+        cluster.delete_session(self._session)
+        self._scratch.cleanup()
