@@ -12,7 +12,7 @@ import pytest
 
 from docs import page
 from tests.conftest import ROOT
-from tutorial import settings, training
+from tutorial import callbacks, settings
 
 NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
@@ -120,7 +120,7 @@ def test_what_is_typed_stands_in_the_prose():
     prose = "\n".join(cell.source for cell in PROSE)
     for sentence in settings.read_yaml(page.FIGURES)["typed"]:
         assert page.pattern(sentence).search(prose), sentence
-    share = inspect.signature(training.KillWorker).parameters["share"].default
+    share = inspect.signature(callbacks.KillWorker).parameters["share"].default
     assert f"after {share:.0%} of the steps" in " ".join(prose.split())
 
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from benchmarks import footprint
-from tutorial import machine, progress, training
+from tutorial import callbacks, machine, progress
 from tutorial.files import Place
 
 SILENCE_S = 15
@@ -117,8 +117,8 @@ def train(note, folder, **options):
         report_to=[],
         use_cpu=True,
     )
-    callbacks = [training.Progress(note, every_s=0)]
-    trainer = transformers.Trainer(Regression(), args, train_dataset=rows, callbacks=callbacks)
+    called = [callbacks.Progress(note, every_s=0)]
+    trainer = transformers.Trainer(Regression(), args, train_dataset=rows, callbacks=called)
     trainer.train(**options)
 
 

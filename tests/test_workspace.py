@@ -12,7 +12,7 @@ import pytest
 from ray.train import Checkpoint
 
 from tests.conftest import ROOT
-from tutorial import TutorialError, training
+from tutorial import TutorialError, callbacks, training
 from tutorial.files import Place
 
 KILLED = """
@@ -118,8 +118,8 @@ def test_an_adapter_that_was_saved_before_the_last_one(tmp_path):
 
 def test_a_kill_without_a_step_after_it_is_no_fault(tmp_path):
     note = Place.of(str(tmp_path)) / "fault.json"
-    assert training.fault(note) == {}
+    assert callbacks.fault(note) == {}
     note.write(json.dumps({"killed": {"step": 4, "time": 1.0}}).encode())
-    assert training.fault(note) == {}
+    assert callbacks.fault(note) == {}
     note.write(json.dumps({"killed": {"step": 4, "time": 1.0}, "resumed": {"step": 3, "time": 9.5}}).encode())
-    assert training.fault(note)["recovery_s"] == 8.5
+    assert callbacks.fault(note)["recovery_s"] == 8.5

@@ -77,7 +77,7 @@ def watch(look: Callable[[], str], every_s: float = 1) -> Iterator[None]:
 
 
 def training(note: Place, rows: int) -> AbstractContextManager[None]:
-    """Around `fit()`: steps, time left, the loss and rows a second, as `training.Progress` notes them.
+    """Around `fit()`: steps, time left, the loss and rows a second, as `callbacks.Progress` notes them.
 
     Args:
         note: the file in the storage that it writes.

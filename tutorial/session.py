@@ -50,9 +50,7 @@ class Run:
         self.storage = Storage.open(config.storage_uri(), config.run_name, config.resume)
         self.name, self.results, self.seconds = config.run_name, {}, {}
         self._rejected = ROOT / "out" / "rejected.jsonl" if config.skip_bad_rows else None
-        self._scratch = tempfile.TemporaryDirectory(
-            prefix="adapter-"
-        )  # deleted with the process at the latest
+        self._scratch = tempfile.TemporaryDirectory(prefix="adapter-")  # deleted when this process ends
         self._since = STARTED  # imports are part of a run's time
 
     @property
@@ -62,11 +60,7 @@ class Run:
 
     @property
     def ray_options(self) -> dict[str, Any]:
-        """For `ray.init`: this project's code for the workers, and a cluster of this machine unless one runs.
-
-        Raises:
-            TutorialError: no Ray cluster answers where one should run already.
-        """
+        """For `ray.init`; TutorialError if no Ray cluster answers where one should run already."""
         env = cluster.runtime_env(self.storage.worker_env())
         return {"runtime_env": env, "log_to_driver": False, "logging_level": "error"} | cluster.options()
 
@@ -90,11 +84,8 @@ class Run:
         return self.profile
 
     def base_model(self) -> str | Place:
-        """What workers and engines load the base model from: a folder that all machines see, or the storage.
-
-        Raises:
-            TutorialError: the model is neither on disk nor reachable, or its weights cannot be read.
-        """
+        """What workers and engines load the base model from: a folder that all machines see, or a copy in the
+        storage; TutorialError if `model.resolve` finds none."""
         import ray
 
         self.model_path = model.resolve(self.profile.model, self.settings.shared_folder())
@@ -137,11 +128,11 @@ class Run:
 
     def training_config(self, args: dict[str, Any], model_source: str | Place, rows: Place) -> dict[str, Any]:
         """What `training.workspace` reads on each worker."""
-        from tutorial import training
+        from tutorial import callbacks
 
-        callbacks = [training.killer(self.place)] if self.settings.kill_worker else []
+        called = [callbacks.killer(self.place)] if self.settings.kill_worker else []
         places = {"model": model_source, "data": rows, "scratch": self.storage.scratch}
-        return {"args": args, "callbacks": callbacks} | places
+        return {"args": args, "callbacks": called} | places
 
     @contextmanager
     def stage(self, name: str, hint: str = "see the error above") -> Iterator[None]:
