@@ -1,5 +1,6 @@
 # make run    run README.ipynb into out/README.ipynb        make lint   ruff over code and notebook
 # make test   run it small under nbmake, then the tests     make page   the last run becomes README and docs/*.md
+# make export  merge a run's adapter into its model         make gguf   and make a GGUF of that
 # make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
 # make slow   small runs of the GPU benchmarks              make test-faults  cause each fault of the notebook's table
 # make links  are the page's links to other sites alive?     make deploy-check  deploy/ by Anyscale's and KubeRay's
@@ -26,9 +27,17 @@ export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 endif
 
-.PHONY: run test test-faults test-production slow deploy-check lint page docs links locks clean
+.PHONY: run export gguf test test-faults test-production slow deploy-check lint page docs links locks clean
 run: .venv/.ready
 	python -m tutorial.run
+
+# With the settings of the run; PUSH_TO=owner/name pushes the merged model to the Hugging Face hub.
+export: .venv/.ready
+	python -m tutorial.export $${PUSH_TO:+--push-to "$$PUSH_TO"}
+
+# After make export; TYPE=q8_0 halves the file.
+gguf: .venv/.ready .gguf/.ready
+	python -m tutorial.gguf $${TYPE:+--type "$$TYPE"}
 
 test: .venv/.ready lint docs deploy-check
 	rm -f out/results.json
@@ -79,11 +88,12 @@ locks: .venv/.ready
 	$$COMPILE uv.in -o uv.lock
 	$$COMPILE docs.in -o docs.lock
 	$$COMPILE deploy.in -o deploy.lock
+	$$COMPILE --no-deps gguf.in -o gguf.lock
 	$$COMPILE cpu.in --excludes cpu.excludes --no-emit-package torch -o cpu.lock \
 	  --find-links $${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}
 
 clean:
-	rm -rf out .venv .venv-docs .venv-deploy
+	rm -rf out .venv .venv-docs .venv-deploy .gguf
 
 # `step TEXT COMMAND` says what it does and, every 10 seconds, that it still does.
 define STEP
@@ -128,4 +138,10 @@ endef
 	rm -rf .venv-$*
 	"$$BASE" -m venv .venv-$*
 	step "Install: .venv-$*" .venv-$*/bin/pip install -qq --disable-pip-version-check --only-binary=:all: --require-hashes -r $<
+	touch $@
+
+# llama.cpp's converter, alone: what it needs besides is in .venv.
+.gguf/.ready: requirements/gguf.lock .venv/.ready
+	rm -rf .gguf
+	uv pip install --quiet --target .gguf --no-deps --require-hashes -r $<
 	touch $@

@@ -30,7 +30,7 @@ def pins(path):
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
-@pytest.mark.parametrize("name", ["cpu", "docs", "deploy"])
+@pytest.mark.parametrize("name", ["cpu", "docs", "deploy", "gguf"])
 def test_a_lock(name, python):
     lock = (ROOT / "requirements" / f"{name}.lock").read_text()
     assert not re.search(r"^(nvidia|cuda|triton|gradio|torchvision|torch)\b", lock, re.MULTILINE)

@@ -18,6 +18,7 @@ CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", 
 FILES = (WEIGHTS, CONFIG)
 RECIPE = """lora_rank lora_alpha learning_rate num_train_epochs per_device_train_batch_size
     gradient_accumulation_steps cutoff_len packing neat_packing quantization_bit seed""".split()
+TO_EXPORT = ("adapters", "questions", "answers", "recipe", "results")  # what tutorial.export needs of a run
 # Keys of PEFT's that do not change what the two matrices of a layer mean.
 HARMLESS = """auto_mapping base_model_name_or_path corda_config eva_config exclude_modules fan_in_fan_out
     inference_mode layers_pattern layers_to_transform loftq_config lora_dropout megatron_core peft_version
@@ -129,6 +130,18 @@ def verify_all(place: Place, base: str) -> dict[str, Manifest]:
     with failing(f"{place}: the adapters cannot be read"):
         names = [file.removesuffix(f"/{CONFIG}") for file in place.listing() if file.endswith(f"/{CONFIG}")]
         return {name: verify(place / name, base) for name in names if "/" not in name}
+
+
+def keep(store: Storage) -> Place | None:
+    """If the storage ends with the run: copy what an export needs of it to out/. Returns where, else None."""
+    if not (store.server and store.root.scheme):
+        return None
+    kept = Place.of(store.local) / store.run_name
+    with failing(f"{kept}: the run cannot be kept"):
+        for name in TO_EXPORT:
+            if (store.place / name).exists():
+                (store.place / name).copy_to(kept / name)
+    return kept
 
 
 def _check(config: bytes, weights: Path, max_rank: int) -> int:

@@ -36,6 +36,7 @@ class Chat:
         columns: LLaMA-Factory's names for the keys of `rows`.
         engine_kwargs: what ray.serve.llm's engine needs besides its other arguments.
         template_stage: what ray.data.llm's chat_template_stage needs besides its other arguments.
+        template: the chat template that all of this comes from.
 
     Raises:
         TutorialError: the tokenizer or the chat template cannot be used; says why.
@@ -49,23 +50,23 @@ class Chat:
         )
         self._rendered, self._named = named == "empty", None if named == "empty" else named
         thinks = bool(recipe_args.get("enable_thinking"))
-        self._template = ChatTemplate(path, thinks, lambda: self._named and _trainer(path, recipe_args)[1])
-        self._has_system = self._template.has_system
+        self.template = ChatTemplate(path, thinks, lambda: self._named and _trainer(path, recipe_args)[1])
+        self._has_system = self.template.has_system
         empty = {"template": "empty", "default_system": None}
-        self.recipe_args = recipe_args | self._template.options | (empty if self._rendered else {})
+        self.recipe_args = recipe_args | self.template.options | (empty if self._rendered else {})
         try:
             self._encode, _ = _trainer(path, self.recipe_args)
             if not self._named:
                 self._compare(PROBE, self._asked([PROBE])[0])
         except Exception as error:  # LLaMA-Factory takes the chat template apart, and fails in many ways
             if self._named:
-                raise self._template.unusable(f"template: {named}: {one_line(error)}") from None
+                raise self.template.unusable(f"template: {named}: {one_line(error)}") from None
             self._rendered, self.recipe_args = True, self.recipe_args | empty
             self._encode, _ = _trainer(path, self.recipe_args)
         self.columns = {"prompt": "input", "response": "output"}
         self.columns |= {} if self._rendered else {"system": "instruction"}
-        self.engine_kwargs = self._template.engine_kwargs()
-        self.template_stage = self._template.template_stage()
+        self.engine_kwargs = self.template.engine_kwargs()
+        self.template_stage = self.template.template_stage()
 
     def __getstate__(self) -> dict[str, Any]:  # Ray's workers need `messages` only
         return {"system": self.system, "_has_system": self._has_system}
@@ -89,7 +90,7 @@ class Chat:
 
     def side_by_side(self, row: Row) -> tuple[str, str]:
         """The text that training makes of a row, and the text that the engines are asked."""
-        return self._template.say(self._encode(self._row(row))), self._template.say(self._asked([row])[0])
+        return self.template.say(self._encode(self._row(row))), self.template.say(self._asked([row])[0])
 
     def check(
         self, splits: dict[str, Sequence[Row]], examples: Sequence[Row], task: Task, max_model_len: int
@@ -134,13 +135,13 @@ class Chat:
     def _row(self, row: Row) -> Row:
         turns = self.messages(row)
         if self._rendered:
-            return {"input": self._template.render(turns), "output": row["output"] + self._template.end}
+            return {"input": self.template.render(turns), "output": row["output"] + self.template.end}
         system = turns[0]["content"] if len(turns) > 1 else ""
         return {"instruction": system, "input": turns[-1]["content"], "output": row["output"]}
 
     def _asked(self, rows: Sequence[Row], examples: Sequence[Row] = ()) -> list[list[int]]:
         """The tokens that the engines are asked, by the endpoint and by ray.data.llm."""
-        template, turns = self._template, [self.messages(row, examples) for row in rows]
+        template, turns = self.template, [self.messages(row, examples) for row in rows]
         texts = [template.render(each) for each in turns]
         batch_texts = [template.render(each, template.batch_text) for each in turns]
         batch = template.tokenizer(batch_texts)["input_ids"]
@@ -153,10 +154,10 @@ class Chat:
     def _compare(self, row: Row, asked: list[int]) -> tuple[int, int]:
         """How many tokens a row and its answer have. Raises ValueError if they are not what is asked."""
         for key, text in row.items():
-            if mark := self._template.markup.search(text):
+            if mark := self.template.markup.search(text):
                 raise ValueError(f"its {key} holds {mark[0]!r}, markup for the model; delete it from the row")
         change = "change the row" if self._rendered else "set template: empty in the recipe"
-        trained, template = self._encode(self._row(row)), self._template
+        trained, template = self._encode(self._row(row)), self.template
         answer = trained[len(asked) :]
         if trained[: len(asked)] != asked:
             raise ValueError(f"LLaMA-Factory trains on {self._parted(trained, asked)}; {change}")
@@ -171,7 +172,7 @@ class Chat:
     def _parted(self, ids: list[int], asked: list[int]) -> str:
         """Both texts around the first token that differs."""
         place = next(i for i, (one, other) in enumerate(zip_longest(ids, asked)) if one != other)
-        one, other = (self._template.say(each[max(0, place - 10) : place + 10]) for each in (ids, asked))
+        one, other = (self.template.say(each[max(0, place - 10) : place + 10]) for each in (ids, asked))
         return f"…{one!r}… and the endpoint is asked …{other!r}… (token {place + 1})"
 
 

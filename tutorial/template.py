@@ -37,6 +37,7 @@ class ChatTemplate:
         text: the chat template for the endpoint, which adds no special token to what it renders.
         batch_text: the chat template for ray.data.llm, which adds the tokenizer's first token.
         options: further arguments of the template.
+        first: the text of the tokens that the tokenizer puts before each text, "" if there are none.
         has_system: whether it writes a system turn; if not, the text belongs into the first user turn.
         end: the text that ends an answer, a token at which the engines stop.
         stops: the ids of all such tokens.
@@ -125,7 +126,7 @@ class ChatTemplate:
     def _fit_first_token(self, alone: str) -> None:
         encode = self.tokenizer
         bare, full = (encode("text", add_special_tokens=add)["input_ids"] for add in (False, True))
-        first = "".join(self.names(full[: len(full) - len(bare)]))
+        self.first = first = "".join(self.names(full[: len(full) - len(bare)]))
         if full[len(full) - len(bare) :] != bare:
             raise self.unusable(
                 "its tokenizer ends each text with a token; set add_eos_token: false in its files"
