@@ -2,8 +2,8 @@
 
     RUN_NAME=viggo-1 STORAGE=s3://bucket/runs python -m tutorial.export [--push-to owner/name]
 
-The other settings are those of the run: PROFILE, MODEL, TASK. If STORAGE is not set, it takes what the run
-kept in out/. If RUN_NAME is not set, it takes the last run of the folder.
+If the run had a MODEL, set it again. If STORAGE is not set, what is needed is in out/. If RUN_NAME
+is not set, the last run of the folder is exported.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from tutorial import (
     recipe,
     settings,
     stage,
-    tasks,
 )
 from tutorial.files import Place
 from tutorial.settings import ROOT, Settings
@@ -47,9 +46,8 @@ class Export:
         name: the adapter's.
         base: the base model, as MODEL or the profile names it, and `base_folder` its folder.
         manifest: the adapter's.
-        results: what the run published as results.json; {} if it did not.
+        results: what the run published as results.json.
         chat: how the model is asked.
-        task: what it learned.
         rows: the test rows with the adapter's answers, see `merged.answered`.
     """
 
@@ -60,39 +58,33 @@ class Export:
     manifest: adapters.Manifest
     results: dict[str, Any]
     chat: prompt.Chat
-    task: tasks.Task
     rows: pd.DataFrame
 
     @classmethod
     def of(cls, config: Settings) -> "Export":
-        """Find the run that the settings name.
+        """Fetch the run that the settings name.
 
         Raises:
-            TutorialError: it is not there, not whole, or was made with other settings; says what to set.
+            TutorialError: it is not there, has not ended, or had another base model; says what to set.
         """
-        import torch
-
         store = find(config)
         name, place = store.run_name, store.place
-        base = config.choose_profile({"GPU": torch.cuda.device_count()}).model
+        if not (place / "results" / "results.json").exists():
+            raise TutorialError(f"{place} holds no results: the run has not ended; RESUME=1 resumes it")
+        results = json.loads((place / "results" / "results.json").read())
+        base = config.model_copy(update={"profile": results["profile"]}).choose_profile({}).model
         manifest = adapters.verify(place / "adapters" / name, base)
-        results, task = {}, tasks.load(config.task)
-        if (place / "results" / "results.json").exists():
-            results = json.loads((place / "results" / "results.json").read())
-            if results["task"] != task.name:
-                raise TutorialError(
-                    f"TASK={config.task}: {store.place} was made with {results['task']}; set TASK as it was"
-                )
-        rows = merged.answered(place, name)[:MOST_ROWS]
-        folder = model.resolve(base, config.shared_folder())
+        rows, folder = merged.answered(place, name)[:MOST_ROWS], model.resolve(base, config.shared_folder())
         with tempfile.TemporaryDirectory() as local:
             (place / "recipe").copy_to(Place.of(local))
             args, _ = recipe.load(next(Path(local).glob("*.y*ml")))
-        return cls(store, name, base, folder, manifest, results, prompt.Chat(folder, args), task, rows)
+        return cls(store, name, base, folder, manifest, results, prompt.Chat(folder, args), rows)
 
     def answers_again(self, folder: Path, **source: str) -> list[str]:
         """What a model that was made of this run answers to its test rows."""
-        return merged.answer(folder, self.chat, self.rows.to_dict("records"), self.task.max_tokens, **source)
+        return merged.answer(
+            folder, self.chat, self.rows.to_dict("records"), self.results["max_tokens"], **source
+        )
 
     def publish(self, folder: Path, kind: str) -> Place:
         """Copy a folder beside the run's `adapters`, over what is there."""

@@ -88,7 +88,7 @@ def main() -> None:
         print(
             f"answers that equal the adapter's: {merged.equal(answers, list(run.rows['answer']))}", flush=True
         )
-        text = modelfile(file, run.chat, set(run.rows["instruction"]), run.task.max_tokens)
+        text = modelfile(file, run.chat, set(run.rows["instruction"]), run.results["max_tokens"])
         (made / "Modelfile").write_text(text, encoding="utf-8")
         print(f"published: {run.publish(made, 'gguf')}")
 

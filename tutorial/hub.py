@@ -45,15 +45,15 @@ def write_card(folder: Path, run: Any, check: dict[str, Any]) -> None:
         check=check,
         messages=json.dumps(run.chat.messages(run.rows.iloc[0]), indent=4, ensure_ascii=False),
         recipe=yaml.safe_dump(run.manifest.recipe, sort_keys=False),
-        rows=_list("split", "rows", run.results.get("data", {}).get("used", {})),
+        rows=_list("split", "rows", run.results["data"]["used"]),
         run=run,
-        scores=_table(run.results.get("batch", {}).get("scores", {})),
+        scores=_table(run.results["batch"]["scores"]),
         versions=_list("package", "version", run.manifest.versions),
     ).save(folder / "README.md")
 
 
 def _list(key: str, value: str, found: dict[str, Any]) -> str:
-    return pd.DataFrame(found.items(), columns=[key, value]).to_markdown(index=False) if found else ""
+    return pd.DataFrame(found.items(), columns=[key, value]).to_markdown(index=False)
 
 
 def _table(scores: dict[str, dict[str, Any]]) -> str:
@@ -63,7 +63,7 @@ def _table(scores: dict[str, dict[str, Any]]) -> str:
         return f"{value:.3f}" + (f" ({low:.2f} to {high:.2f})" if low is not None else "")
 
     rows = {system: {key: shown(each) for key, each in found.items()} for system, found in scores.items()}
-    return pd.DataFrame(rows).T.to_markdown(disable_numparse=True) if rows else ""
+    return pd.DataFrame(rows).T.to_markdown(disable_numparse=True)
 
 
 class Hub:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tutorial import STARTED, cluster, data, model, recipe, settings, stage, tasks
+from tutorial import STARTED, adapters, cluster, data, model, recipe, settings, stage, tasks
 from tutorial.files import Place
 from tutorial.settings import ROOT, Profile
 from tutorial.storage import Storage
@@ -185,7 +185,7 @@ class Run:
         """
         self.lap("clean up")
         about = {"profile": self.profile.name, "task": self.task.name}
-        about |= {"model": model.model_id(self.profile.model)}
+        about |= {"model": model.model_id(self.profile.model), "max_tokens": self.task.max_tokens}
         times = {"seconds": self.seconds, "total_s": round(sum(self.seconds.values()))}
         stamp = stage.stamp(self.resources)
         stage.write(ROOT / "out" / "results.json", {"stamp": stamp} | about | self.results | times)
@@ -193,6 +193,8 @@ class Run:
         print(f"{times['total_s']} s in all: {self.seconds}")
         if self.settings.clean_up:  # last, as a storage that is gone must not take the figures with it
             print(f"{self.storage.clean_up()} files of this run deleted")
+        elif adapters.keep(self.storage):
+            print(f"what `make export` needs is kept in out/{self.name}")
         self.storage.close()
         cluster.delete_session(self._session)
         self._scratch.cleanup()
