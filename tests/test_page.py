@@ -37,8 +37,12 @@ def exists(name: str) -> bool:
     """Whether what stands between backticks is there: file, setting, command, function, word of the code."""
     words = name.split()
     settings = [word.partition("=")[0].lower() for word in words if re.fullmatch(r"[A-Z_]+(=.*)?", word)]
-    if name in ELSEWHERE or (ROOT / name).exists():
+    if name in ELSEWHERE or name in WORDS or (ROOT / name).exists():
         return True
+    if name.startswith("{"):
+        return bool(json.loads(name))
+    if key := re.fullmatch(r"(\w+): \S+", name):  # of a yaml file
+        return key[1] in WORDS
     if settings:  # ours, or switches of Ray's that the code sets
         rest = " ".join(words[len(settings) :])
         ours = set(Settings.model_fields) | {word.lower() for word in WORDS if word.startswith("RAY_")}
