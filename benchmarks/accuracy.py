@@ -39,8 +39,8 @@ def one() -> dict[str, Any]:
         exact = {}
         for system, answered in common.ask(names, asked, systems).items():
             for split, part in (("val", answered[:val]), ("test", answered[val:])):
-                scores = score.scores(list(part["answer"]), list(part["target"]), names["run"].task.meaning)
-                exact[split + system.removeprefix("fine-tuned")] = scores.loc["exact match"].to_dict()
+                scores = score.scores(list(part["answer"]), list(part["target"]), names["run"].kind)
+                exact[split + system.removeprefix("fine-tuned")] = scores.iloc[0].to_dict()  # exact match
         names["run"].lap("batch inference")
         seconds, facts = names["run"].seconds, common.facts(names)
         found = {kind: exact[kind]["value"] for kind in KINDS} | {

@@ -61,8 +61,8 @@ def pitfalls() -> dict[str, Any]:
 def _scored(names: dict[str, Any], systems: dict[str, dict]) -> dict[str, Any]:
     exact = {}
     for name, part in common.ask(names, names["rows"]["test"], systems).items():
-        scores = score.scores(list(part["answer"]), list(part["target"]), names["run"].task.meaning)
-        exact[name] = scores.loc["exact match"].to_dict()
+        scores = score.scores(list(part["answer"]), list(part["target"]), names["run"].kind)
+        exact[name] = scores.iloc[0].to_dict()  # exact match
     return common.facts(names) | {"exact match": exact}
 
 

@@ -10,12 +10,13 @@ from tests import cells
 from tests.conftest import ROOT
 
 # Lower them when the code gets smaller.
-MOST_LINES, MOST_IN_A_ROOM, MOST_ROOMS, MOST_PRIVATE, MOST_BENCHMARK_LINES = 4200, 211, 27, 1, 1500
+MOST_LINES, MOST_IN_A_ROOM, MOST_ROOMS, MOST_PRIVATE, MOST_BENCHMARK_LINES = 4780, 215, 34, 1, 1500
 FLOORS = (  # a room imports rooms of lower floors, or such as stand before it on its own
-    ("__init__", "meaning", "files"),
+    ("__init__", "meaning", "schema", "targets", "files"),
     ("settings", "machine", "cluster", "tasks", "data", "recipe", "template", "prompt"),
     ("s3server", "storage", "stage", "model", "adapters", "progress"),
-    ("callbacks", "training", "score", "plots", "batch"),
+    ("callbacks", "training", "intervals", "score", "plots"),
+    ("meanings", "labels", "objects", "text", "answers", "batch"),
     ("serving", "door", "replica", "endpoint", "session"),
 )
 NOTEBOOK = nbformat.read(ROOT / "README.ipynb", as_version=4)

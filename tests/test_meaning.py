@@ -22,6 +22,7 @@ from tutorial.meaning import (
     parse,
     render,
 )
+from tutorial.meanings import Meanings
 
 VIGGO = ROOT.parent / "shared" / "viggo"
 TASK = tasks.load("viggo").meaning
@@ -251,10 +252,12 @@ def test_names_as_data_sets_have_them(name):
     assert accepts(grammar(description), text)
     assert not accepts(grammar(description), text.replace("near", "Near"))
 
-    table = score.scores([f"{function}(near[yes], {name}[a, b])"], [text], description)["value"]
+    kind = Meanings(description)
+    table = score.scores([f"{function}(near[yes], {name}[a, b])"], [text], kind)["value"]
+    views = kind.views([text], [text])
     assert (table["exact match"], table["canonical match"], table["attribute F1"]) == (0, 1, 1)
-    assert score.by_function([text], [text], description).index.to_list() == [function]
-    assert score.by_attribute([text], [text], description)["F1"].to_dict() == {name: 1, "near": 1}
+    assert views["by_function"].index.to_list() == [function]
+    assert views["by_attribute"]["F1"].to_dict() == {name: 1, "near": 1}
 
 
 @pytest.mark.parametrize(

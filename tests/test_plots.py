@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_score import ANSWERS, TARGETS, TASK
-from tutorial import plots, score
+from tutorial import intervals, meanings, plots, score
 
 HTML = mistune.create_markdown(plugins=["table"])
 
@@ -68,7 +68,7 @@ def test_kinds_of_mistakes_side_by_side():
         "tuned": score.count_kinds(TARGETS, TARGETS, TASK),
     }
     shown = cells(plots.table(pd.DataFrame(found), index=True))
-    assert shown == [["kind", "base", "tuned"], *([kind, "1", "0"] for kind in score.KINDS)]
+    assert shown == [["kind", "base", "tuned"], *([kind, "1", "0"] for kind in meanings.KINDS)]
 
 
 def test_a_long_text_is_cut_and_says_so():
@@ -83,19 +83,13 @@ def test_labels_of_any_kind_are_shown_as_they_are():
     assert shown == [["attribute", "x | y"], *([name, str(i)] for i, name in enumerate(names))]
 
 
-def test_each_kind_of_task_shows_what_it_has():
-    answers, targets = ["Lyon", "Paris"], ["Rome", "Paris"]
-    plain, meant = score.scores(answers, targets, None), score.scores(TARGETS, TARGETS, TASK)
-    assert cells(plots.scores({"base": plain}))[0] == ["system", "exact match"]
-    assert cells(plots.scores({"base": meant}))[0] == ["system", *plots.SHOWN]
-    assert cells(plots.differences(score.telling(["a", "b"], answers, targets, None)))[1][0] == "wrong answer"
-
-
 def test_an_interval_from_few_meanings_says_so():
-    few = score.scores(ANSWERS, TARGETS, TASK)
-    targets = [f"a(x[{i}])" for i in range(score.FEW)]
-    many = score.scores(targets, targets, TASK)
-    names, *rows = cells(plots.scores({"few": few, "many": many}))
+    targets = [f"a(x[{i}])" for i in range(intervals.FEW)]
+    few, many = (
+        TASK.scores({"base": pd.DataFrame({"input": "s", "answer": said, "target": meant})})
+        for said, meant in ((ANSWERS, TARGETS), (targets, targets))
+    )
+    names, *rows = cells(plots.scores(pd.concat([few, many])))
     shown = {name: [row[place] for row in rows] for place, name in enumerate(names)}
     assert shown["exact match"] == ["0.250 (0.02 to 0.70; 6 meanings)", "1.000 (0.83 to 1.00)"]
     assert shown["attribute F1"] == ["0.727", "1.000"]  # no share, so no interval

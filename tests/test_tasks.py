@@ -3,7 +3,6 @@ import yaml
 
 from tests.conftest import ROOT
 from tutorial import TutorialError, data, settings, tasks
-from tutorial.meaning import check, parse
 
 NAMES = sorted(path.stem for path in (ROOT / "tasks").glob("*.yaml"))
 GOOD = {"columns": {"prompt": "q", "response": "a"}, "system_prompt": "Answer."}
@@ -35,7 +34,7 @@ def test_a_task_and_its_sample_fit(name):
     assert task.name == name
     for part in data.load(task, "sample").values():
         for row in part:
-            check(parse(row["output"]), task.meaning)
+            task.check(row["output"])
             assert len(row["instruction"]) > 0
 
 
@@ -127,7 +126,9 @@ def test_rows_that_cannot_be_made_are_told_in_one_line(tmp_path, rows, message):
 
 def test_a_task_that_is_not_there():
     refused("TASK=chess: No such file", tasks.load, "chess")
-    assert "set TASK to one of trains, viggo" in refused("TASK=no/such.yaml: ", tasks.load, "no/such.yaml")
+    assert "set TASK to one of orders, tickets, trains, viggo" in refused(
+        "TASK=no/such.yaml: ", tasks.load, "no/such.yaml"
+    )
 
 
 def test_the_task_is_a_setting(monkeypatch):

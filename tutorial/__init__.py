@@ -7,7 +7,10 @@ meaning   meaning representations, their grammar    template  one chat template 
 files     a folder, https://, s3:// or gs://        storage   the run's prefix
 s3server  the run's own S3 server                   model     the base model's folder
 adapters  what is published of an adapter           training  what surrounds the loop in Ray Train's workers
-score     how good the answers are                  plots     pictures and tables
+answers   their kind, found or said: `meanings`, `labels`, `objects` (JSON) or `text`, one room each
+targets   what a task's file says of its answers    schema    JSON answers, their schema and its grammar
+score     how good the answers are                  intervals how sure a score is
+plots     pictures and tables
 stage     errors in one line, seconds, results.json serving   starts a service and watches it
 endpoint  the service: keys, models, answers        door      checks of a request; errors in one envelope
 replica   the engine's process                      run       `make run`; cells by name

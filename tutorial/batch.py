@@ -7,8 +7,6 @@ from typing import Any
 import pandas as pd
 import ray
 
-from tutorial import score
-
 Row = dict[str, Any]
 
 
@@ -60,5 +58,5 @@ def answered(run, asked: list[Row]) -> dict[str, pd.DataFrame]:
     failed, parts = int(sum(table["error"] != "")), dict(iter(table.groupby("system", sort=False)))
     print(f"{len(table)} rows came back, {failed} of them with an error")
     counts = {"rows_in": len(asked), "rows_out": len(table), "rows_failed": failed}
-    run.results["batch"] = score.report(parts, run.task.meaning) | counts | {"few_shot": run.task.few_shot}
+    run.results["batch"] = run.kind.report(parts) | counts | {"few_shot": run.task.few_shot}
     return parts

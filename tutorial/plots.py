@@ -5,6 +5,7 @@ import re
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from IPython.core.pylabtools import print_figure
@@ -12,14 +13,12 @@ from IPython.display import Markdown
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from tutorial.score import FEW
 from tutorial.settings import ROOT
 
 STYLE = ROOT / "tutorial" / "plots.mplstyle"
 plt.style.use(STYLE)
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 INK, GREY = plt.rcParams["text.color"], plt.rcParams["axes.edgecolor"]
-SHOWN = ("exact match", "canonical match", "attribute F1", "valid answers")  # of the metrics
 TOKEN = re.compile(r"[^\s\[\](),][^\[\](),]*\[[^\[\]]*\]|\w+|\s+|.", re.DOTALL)  # `name[Portal 2]` is one
 
 
@@ -59,19 +58,42 @@ def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture
     return Picture(axes.figure, f"Loss per target token against optimizer steps: {', '.join(said)}.")
 
 
-def scores(found: dict[str, pd.DataFrame]) -> Markdown:
-    """What `score.scores` returns of several systems, a row for each; shares with their 95% intervals."""
+def scores(found: pd.DataFrame) -> Markdown:
+    """What `Kind.scores` returns: a row for each system; shares with their 95% intervals."""
+    return table(found, index=True)
 
-    def shown(row: tuple) -> str:
-        few = f"; {row.meanings:.0f} meanings" if row.meanings and row.meanings < FEW else ""
-        interval = f" ({row.low:.2f} to {row.high:.2f}{few})" if row.meanings else ""
-        return f"{row.value:.3f}{interval}"
 
-    rows = {
-        name: {row[0]: shown(row) for row in part.itertuples() if row[0] in SHOWN}
-        for name, part in found.items()
-    }
-    return table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("system"), index=True)
+def confusion(counts: pd.DataFrame, most: int = 20) -> Picture:
+    """The confusion matrix of labels. Of more than `most`, those with the most wrong answers are shown.
+
+    Args:
+        counts: of each target (a row) how many rows got each answer (a column). The targets come first among
+            the columns, in the same order.
+    """
+    matrix, labels = counts.to_numpy(), list(counts.index)
+    right = np.diag(matrix)
+    kept = np.sort(np.argsort(right - matrix.sum(axis=1), kind="stable")[:most])
+    shown = matrix[np.ix_(kept, [*kept, *range(len(labels), matrix.shape[1])])]
+    size = 1.5 + 0.45 * shown.shape[1]
+    axes = plt.figure(figsize=(size + 1.5, size), layout="constrained").subplots()
+    axes.imshow(shown, cmap="Blues", vmin=0)
+    for (row, column), count in np.ndenumerate(shown):
+        color = "white" if count > shown.max() / 2 else INK
+        axes.text(column, row, count or "", ha="center", va="center", color=color)
+    names = [_cut(str(label), 24).replace("$", r"\$") for label in counts.columns]
+    targets = [names[place] for place in kept]
+    answers = targets + names[len(labels) :]
+    axes.set_xticks(range(len(answers)), answers, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(targets)), targets)
+    axes.spines[:].set_visible(False)
+    some = f": {len(kept)} of {len(labels)} labels" if len(kept) < len(labels) else ""
+    axes.set(xlabel="answer", ylabel="target", title=f"Confusion matrix{some}")
+    wrong = counts.where(~np.eye(*matrix.shape, dtype=bool), 0).stack()
+    worst = [
+        f"{target} answered as {answer} in {n}" for (target, answer), n in wrong.nlargest(3).items() if n
+    ]
+    said = "; ".join([f"{right.sum()} of {matrix.sum()} rows are right", *worst])
+    return Picture(axes.figure, f"Confusion matrix of labels: {said}.")
 
 
 def sizes(rows: dict[str, dict[str, int]]) -> Markdown:
@@ -91,7 +113,7 @@ def table(frame: pd.DataFrame, index: bool = False, longest: int | None = None) 
 
 
 def differences(found: pd.DataFrame, longest: int = 400) -> Markdown:
-    """What `score.telling` returns, with what differs between target and answer in bold."""
+    """What `Kind.mistakes` returns, with what differs between target and answer in bold."""
     if found.empty:
         return Markdown("No answer is wrong.")
     shown = found.map(_cut, longest=longest)

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tutorial import STARTED, adapters, cluster, data, model, recipe, settings, stage, tasks
+from tutorial import STARTED, adapters, answers, cluster, data, model, recipe, settings, stage, tasks
 from tutorial.files import Place
+from tutorial.score import Kind
 from tutorial.settings import ROOT, Profile
 from tutorial.storage import Storage
 
@@ -30,6 +31,7 @@ class Run:
         api_keys: what clients send; a key made for this run if `API_KEYS` is not set.
         profile: once `choose_profile` was called.
         model_path: the base model's folder on this machine, once `base_model` was called.
+        kind: what the answers are, a `score.Kind`, once `load_rows` was called.
         results: what out/results.json will hold.
 
     Raises:
@@ -38,6 +40,7 @@ class Run:
 
     profile: Profile
     model_path: Path
+    kind: Kind
 
     def __init__(self, env_file: Path = ROOT / ".env"):
         cluster.prepare(env_file)
@@ -102,6 +105,7 @@ class Run:
             "read": {split: part.read for split, part in rows.items()},
             "used": {split: len(part) for split, part in rows.items()},
         }
+        self.kind = answers.of(self.task, rows)
         return rows
 
     def load_recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:

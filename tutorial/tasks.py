@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from tutorial import TutorialError, one_line
-from tutorial.meaning import Description, check, parse
 from tutorial.settings import ROOT, first_error, read_yaml
+from tutorial.targets import Targets
 
 LONGEST_LINE = 64 * 2**20  # bytes that are held of a file without line ends
 SPLITS = ("train", "val", "test")
@@ -46,10 +46,8 @@ class Columns(BaseModel):
     response: str = Field(description="the answer to learn")
 
 
-class Task(BaseModel):
-    """One task. Without `meaning` its answers are plain text, scored by exact match alone."""
-
-    model_config = ConfigDict(extra="forbid")
+class Task(Targets):
+    """One task."""
 
     columns: Columns
     system_prompt: str | None = None
@@ -60,7 +58,6 @@ class Task(BaseModel):
     )
     few_shot: PositiveInt = Field(4, description="examples in the few-shot prompt")
     max_tokens: PositiveInt = Field(96, description="tokens of an answer at most")
-    meaning: Description | None = Field(None, description="functions and attributes of an answer")
     _path: Path = PrivateAttr(Path("task.yaml"))
 
     @model_validator(mode="after")
@@ -76,11 +73,10 @@ class Task(BaseModel):
 
     def row_reader(self) -> Callable[[object], Row]:
         """A function from a row as it is in a file to one of `instruction`, `input` and `output`. It raises
-        ValueError if a column is missing, not a text or empty, or if `meaning` refuses the answer."""
+        ValueError if a column is missing, not a text or empty, or if the task refuses the answer."""
 
         def allowed(answer: str) -> str:
-            if self.meaning:
-                check(parse(answer), self.meaning)
+            self.check(answer)
             return answer
 
         text = Annotated[str, Field(pattern=r"\S")]
