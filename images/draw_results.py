@@ -2,8 +2,7 @@
 
     python -m images.draw_results
 
-A colour means the same in all of them: blue is this project, grey is what it is compared with, and purple is
-Ray's defaults.
+tutorial/plots.mplstyle says what each colour means.
 """
 
 import json
@@ -14,20 +13,18 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from docs.render import interval
+from tutorial.plots import BLUE, GREY, INK, STYLE
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks" / "results"
 FOLDER = ROOT / "images" / "results"
 WIDTH = 6  # inches; text stays readable when a phone scales the plot down
 SIZES = {"font.size": 11, "axes.titlesize": 11, "axes.axisbelow": True}
-LOOK = ["default", ROOT / "tutorial" / "plots.mplstyle", SIZES]
-with plt.style.context(LOOK):
-    BLUE, *_, PURPLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    INK, GREY = plt.rcParams["text.color"], plt.rcParams["axes.edgecolor"]
-SERVERS = {  # candidates of serving-h200.json: label, colour
-    "vllm serve": ("vLLM's own server", GREY),
-    "first piece at once, 4 ingresses, throughput": ("this service", BLUE),
-    "Ray's defaults": ("Ray's defaults", PURPLE),
+LOOK = ["default", STYLE, SIZES]
+SERVERS = {  # candidates of serving-h200.json: label, marker, share of blue
+    "vllm serve": ("vLLM's own server", "s", 0),
+    "first piece at once, 4 ingresses, throughput": ("this service", "o", 1),
+    "Ray's defaults": ("Ray's defaults", "^", 0.6),
 }
 TRAINING = {  # candidates of train-h200.json: label, colour
     "ancestor": ("single rows,\ngradient checkpointing", GREY),
@@ -36,8 +33,12 @@ TRAINING = {  # candidates of train-h200.json: label, colour
     "packed 2, liger, no casts": ("2 packs of 2,048", GREY),
     "packed 8, liger, no casts": ("8 packs of 2,048", GREY),
 }
-STAGES = {"fine-tuning": "fine-tuning", "batch inference": "batch", "online serving": "serving"}
-SHADES = (1.0, 0.65, 0.35, 0.15)  # of blue: the three stages, and the rest
+STAGES = {  # label: keys of results.json's `seconds`, share of blue. What no stage names is "rest"
+    "set up": (("set up", "data ingestion"), 0.25),
+    "fine-tuning": (("fine-tuning",), 1),
+    "batch": (("batch inference",), 0.65),
+    "serving": (("online serving",), 0.35),
+}
 RUNS = {"2 CPU cores": None, "1 H200": "notebook-h200-1gpu", "2 H200": "notebook-h200-2gpu"}
 RUNS |= {"4 H100, held to\nan L4's memory": "notebook-h100-4gpu"}
 
@@ -59,44 +60,42 @@ def figure(height: float, columns: int = 1, **options) -> tuple[Figure, list]:
     return made, list(axes) if columns > 1 else [axes]
 
 
-def bars(labels: list[str], values: list[float], colors: list[str], unit: str, form: str = ".0f") -> Figure:
-    """Horizontal bars, the first on top, each with its number."""
-    made, [axes] = figure(0.45 * len(labels) + 0.8)
-    drawn = axes.barh(labels, values, color=colors, height=0.6)
-    axes.bar_label(drawn, [format(value, form) for value in values], padding=4)
+def training_speed() -> Figure:
+    """Rows a second of each recipe on one H200, and the memory that it takes."""
+    found = read("train-h200")["candidates"]
+    recipes = [found[name] for name in TRAINING]
+    labels, colors = zip(*TRAINING.values(), strict=True)
+    made, [axes] = figure(3.1)
+    drawn = axes.barh(labels, [recipe["samples_per_s"] for recipe in recipes], color=colors, height=0.6)
+    told = [f"{recipe['samples_per_s']:.0f} ({recipe['device_gib']:.0f} GiB)" for recipe in recipes]
+    axes.bar_label(drawn, told, padding=4)
     axes.invert_yaxis()
-    axes.set(xlabel=unit, xlim=(0, 1.12 * max(values)))
+    axes.set(xlabel="training rows per second (GPU memory)", xlim=(0, 1.35 * axes.dataLim.x1))
     axes.tick_params(axis="y", length=0)
     return made
 
 
-def training_speed() -> Figure:
-    """Rows a second of each recipe, on one H200."""
-    found = read("train-h200")["candidates"]
-    values = [found[name]["samples_per_s"] for name in TRAINING]
-    labels, colors = zip(*TRAINING.values(), strict=True)
-    return bars(list(labels), values, list(colors), "training rows per second")
-
-
 def serving_speed() -> Figure:
     """First token and throughput against the number of concurrent requests, of three servers."""
-    found = read("serving-h200")["candidates"]
+    found, again = (read(name)["candidates"] for name in ("serving-h200", "serving-h200-ingresses"))
     made, panels = figure(3, 2)
     measures = {
         "p50_ttft_ms": ("time to first token, p50, ms", (20, 50, 100, 200, 500)),
         "request_throughput": ("requests per second", (5, 10, 20, 50, 100, 200)),
     }
     for axes, (measure, (title, marks)) in zip(panels, measures.items(), strict=True):
-        for name, (label, color) in SERVERS.items():
-            levels = found[name]["levels"]
-            at = [level["concurrency"] for level in levels]
-            axes.plot(at, [level[measure] for level in levels], "o-", color=color, label=label)
+        for name, (label, marker, share) in SERVERS.items():
+            color, levels = blue(share) if share else GREY, found[name]["levels"]
+            at, values = ([level[key] for level in levels] for key in ("concurrency", measure))
+            axes.plot(at, values, marker=marker, color=color, label=label)
+            if "levels" in again.get(name, ()):  # measured twice at the last level
+                axes.plot(at[-1:] * 2, [values[-1], again[name]["levels"][-1][measure]], "_-", color=color)
         axes.set(title=title, xlabel="concurrent requests", xscale="log", yscale="log")
         axes.set_xticks(at, at)
         axes.set_yticks(marks, marks)
         axes.minorticks_off()
         axes.grid()
-    made.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axes.legend(loc="lower right", fontsize=10, handlelength=1.2, borderpad=0)
     return made
 
 
@@ -147,13 +146,14 @@ def run_time() -> Figure:
     made, [axes] = figure(2.9)
     for row, name in enumerate(RUNS.values()):
         seconds, left = read(name)["seconds"], 0.0
-        parts = {label: seconds[stage] / 60 for stage, label in STAGES.items()}
-        parts["other"] = sum(seconds.values()) / 60 - sum(parts.values())
-        for (label, minutes), shade in zip(parts.items(), SHADES, strict=True):
-            drawn = axes.barh(row, minutes, left=left, color=blue(shade), height=0.6, label=label)
+        parts = {label: sum(map(seconds.pop, keys)) / 60 for label, (keys, _) in STAGES.items()}
+        parts["rest"] = sum(seconds.values()) / 60
+        for label, minutes in parts.items():
+            share = STAGES.get(label, ((), 0.12))[1]
+            drawn = axes.barh(row, minutes, left=left, color=blue(share), height=0.6, label=label)
             left += minutes
             if minutes > 0.9:
-                color = "white" if shade > 0.5 else INK
+                color = "white" if share > 0.5 else INK
                 axes.bar_label(drawn, [f"{minutes:.0f}"], label_type="center", color=color)
         axes.text(left + 0.15, row, f"{left:.0f} min", va="center")
     axes.set_yticks(range(len(RUNS)), RUNS)
@@ -162,7 +162,8 @@ def run_time() -> Figure:
     axes.set_xlim(right=1.14 * axes.dataLim.x1)
     axes.tick_params(axis="y", length=0)
     handles, labels = axes.get_legend_handles_labels()
-    made.legend(handles[:4], labels[:4], loc="outside upper center", ncols=4)
+    kinds = len(STAGES) + 1
+    made.legend(handles[:kinds], labels[:kinds], loc="outside upper center", ncols=kinds, columnspacing=1)
     return made
 
 

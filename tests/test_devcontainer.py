@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from tests.conftest import ROOT
+from tutorial import machine
 
 CONTAINER = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
 COMMAND = CONTAINER["postCreateCommand"]
@@ -30,6 +31,12 @@ def test_its_kernel_is_that_of_the_environment(tmp_path):
     subprocess.run([sys.executable, *words], check=True, capture_output=True)
     kernel = json.loads((tmp_path / "share/jupyter/kernels/tutorial/kernel.json").read_text())
     assert kernel["argv"][0] == sys.executable
+
+
+def test_its_machine_has_what_a_run_asks_for():
+    needs = CONTAINER["hostRequirements"]
+    assert needs["cpus"] >= 2
+    assert int(needs["memory"].removesuffix("gb")) * 10**9 >= machine.MEMORY
 
 
 def test_its_python_is_one_that_the_environment_takes():

@@ -3,11 +3,15 @@
 import re
 import subprocess
 import sys
+from base64 import b64decode
 from html import unescape
+from io import BytesIO
 
 import mistune
 import pandas as pd
 import pytest
+from matplotlib.text import Text
+from PIL import Image
 
 from tests.conftest import ROOT
 from tests.test_score import ANSWERS, TARGETS, TASK
@@ -102,3 +106,14 @@ def test_the_style_is_found_from_any_folder(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
     )
     assert done.stdout.lower().split() == ["#0072b2", "#1f2933", "false"]
+
+
+def test_a_picture_has_two_pixels_for_each_that_it_takes_and_says_what_it_shows():
+    log = pd.DataFrame({"step": [1, 2, 3], "loss": [2.0, 1.0, 0.5], "eval_loss": [None, None, 0.7]})
+    shown = plots.loss_curve(log, {"killed": {"step": 2}, "resumed": {"step": 2}})
+    data, about = shown._repr_mimebundle_()
+    size = Image.open(BytesIO(b64decode(data["image/png"]))).size
+    assert (about["image/png"]["width"], about["image/png"]["height"]) == (size[0] // 2, size[1] // 2)
+    drawn = {text.get_text().split("\n")[0] for text in shown.figure.findobj(Text)}
+    assert {"training", "validation", " worker killed at step 2"} <= drawn
+    assert "training from 2.00 to 0.50, validation from 0.70 to 0.70" in about["image/png"]["alt"]

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from IPython.core.pylabtools import print_figure
+from IPython.core.pylabtools import retina_figure
 from IPython.display import Markdown
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from tutorial.settings import ROOT
 
@@ -30,8 +31,8 @@ class Picture:
         plt.close(figure)  # the cell's value is shown; pyplot would show it a second time
 
     def _repr_mimebundle_(self, **_) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-        data = {"image/png": print_figure(self.figure, base64=True), "text/plain": self.alt}
-        return data, {"image/png": {"alt": self.alt}}
+        png, size = retina_figure(self.figure, base64=True)  # twice the pixels, and the size to show them in
+        return {"image/png": png, "text/plain": self.alt}, {"image/png": {"alt": self.alt} | size}
 
 
 def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture:
@@ -42,19 +43,25 @@ def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture
         fault: {"killed": {"step": n}, "resumed": {"step": n}} of the worker that was killed, or empty.
     """
     axes, said = plt.figure(figsize=(7, 3), layout="constrained").subplots(), []
-    for column, name, line in (("loss", "training", "-"), ("eval_loss", "validation", "o--")):
+    lines = (("loss", "training", "-", BLUE), ("eval_loss", "validation", "o--", INK))
+    for column, name, line, color in lines:
         losses = log.dropna(subset=column)
-        axes.plot(losses["step"], losses[column], line, label=name)
+        axes.plot(losses["step"], losses[column], line, color=color, label=name)
         if len(losses):
             said.append(f"{name} from {losses[column].iloc[0]:.2f} to {losses[column].iloc[-1]:.2f}")
     if fault:
         killed, again = fault["killed"]["step"], fault["resumed"]["step"] - 1
-        axes.axvspan(again, killed, color=ORANGE, alpha=0.3, label="done twice")
-        axes.axvline(killed, color=VERMILLION, linestyle=":", label="worker killed")
+        axes.axvspan(again, killed, color=VERMILLION, alpha=0.15, linewidth=0)
+        axes.axvline(killed, color=VERMILLION, linestyle=":")
+        note = f" worker killed at step {killed}\n resumed from step {again}; shaded steps ran twice"
+        axes.text(killed, 0.97, note, transform=axes.get_xaxis_transform(), va="top")
         said.append(f"a worker killed at step {killed}, the run going on from step {again} without a gap")
-    axes.set(xlabel="optimizer step", ylabel="loss per target token", yscale="log", title="Loss")
+    axes.set(xlabel="optimizer step", ylabel="loss per target token", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid()
-    axes.legend()
+    axes.legend(loc="lower left")
     return Picture(axes.figure, f"Loss per target token against optimizer steps: {', '.join(said)}.")
 
 
