@@ -84,7 +84,7 @@ class RepositoryLinks(SphinxTransform):
 
 def prepare(app, docname: str, source: list[str]) -> None:
     """Add what the notebook need not hold, where MyST-NB reads it: the navigation, which outputs are long,
-    each plot's alternative text and width."""
+    each plot's alternative text."""
     if docname != "README":
         return
     notebook = nbformat.reads(source[0], as_version=4)
@@ -98,10 +98,9 @@ def prepare(app, docname: str, source: list[str]) -> None:
         ]
         if "".join(texts).count("\n") > LONG:
             cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-output"]
-        for output in cell.outputs:  # MyST-NB reads them there, and not from the output
-            if image := output.get("metadata", {}).get("image/png"):
-                width = {"width": f"{image['width']}px"} if "width" in image else {}
-                cell.metadata.mystnb = {"image": {"alt": image["alt"]} | width}
+        for output in cell.outputs:  # MyST-NB reads an image's size there, and not its text
+            if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
+                cell.metadata.mystnb = {"image": {"alt": alt}}
     source[0] = nbformat.writes(notebook)
 
 

@@ -149,6 +149,15 @@ def test_pictures_say_what_they_show(page: Page, site):
     assert said <= set(page.locator("article img").evaluate_all("all => all.map(i => i.alt)"))
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pictures_keep_their_shape(page: Page, site, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(site, wait_until="networkidle")
+    shapes = "all => all.map(i => i.width / i.height * i.naturalHeight / i.naturalWidth)"
+    found = page.locator("article img").evaluate_all(shapes)
+    assert found == pytest.approx([1] * len(found), abs=0.02)
+
+
 def test_the_search_finds_the_page(page: Page, site):
     page.goto(site)
     page.keyboard.press("Control+k")
