@@ -2,8 +2,8 @@
 
     python -m images.draw
 
-Lengths are CSS pixels, y grows downwards. tutorial/plots.mplstyle says what each colour means. A dashed box is
-not always there.
+Lengths are CSS pixels, y grows downwards. tutorial/plots.mplstyle says what each colour means. A box that
+is not always there is dashed.
 """
 
 import sys
