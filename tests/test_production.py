@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import requests
 import yaml
 
 from tests.conftest import ROOT
-from tutorial import model, s3server, settings
+from tutorial import model, s3server, serving, settings
 from tutorial.files import Place
 
 KEY, TOKEN = "a-key-of-some-customer", "0123456789abcdef" * 4
@@ -82,10 +84,48 @@ def cluster(environment):
                     break
             time.sleep(0.5)
         assert requests.get(f"{ADDRESS}/api/version", timeout=5).status_code == 401, "without the token"
-        yield
+        yield folder
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(60)
+
+
+@pytest.fixture(scope="module")
+def prometheus(cluster, tmp_path_factory):
+    """Debian's Prometheus on the machines that Ray lists for it; None if it is not installed."""
+    if not (program := shutil.which("prometheus")):
+        yield None
+        return
+    folder, url = tmp_path_factory.mktemp("prometheus"), f"http://127.0.0.1:{serving.free_port()}"
+    found = {
+        "job_name": "ray",
+        "file_sd_configs": [{"files": [f"{cluster}/prom_metrics_service_discovery.json"]}],
+    }
+    config = {"global": {"scrape_interval": "5s"}, "scrape_configs": [found]}
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    options += [f"--web.listen-address={url.removeprefix('http://')}", "--log.level=warn"]
+    process = subprocess.Popen([program, *options])
+    yield url
+    process.terminate()
+    process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def service_of_a_job(cluster, prometheus, environment, stored, tmp_path_factory):
+    """A client of the service for the adapter that a job left."""
+    folder = tmp_path_factory.mktemp("job")
+    submit(environment, folder, STORAGE=stored[0])
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(service(stored[0])))
+    ours(["serve", "deploy", str(path), "--address", ADDRESS], environment)
+    for _ in range(60):
+        status = yaml.safe_load(ours(["serve", "status", "--address", ADDRESS], environment))
+        if (state := status["applications"]["llm"]["status"]) in ("RUNNING", "DEPLOY_FAILED"):
+            break
+        time.sleep(5)  # the command itself keeps a core busy for seconds
+    assert state == "RUNNING", status
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{SERVE}/v1", api_key=KEY)
 
 
 def ours(command: list[str], environment: dict[str, str], returncode: int = 0) -> str:
@@ -114,30 +154,25 @@ def submit(environment, folder: Path, returncode: int = 0, **env: str) -> str:
     return ours([*command, "--", "python", "-m", "tutorial.run"], environment, returncode)
 
 
-def test_a_job_then_a_service(cluster, environment, stored, tmp_path):
-    address, place = stored
-    said = submit(environment, tmp_path, returncode=1, STORAGE=address, TRAIN_ROWS="none")
-    assert "TRAIN_ROWS='none'" in said, "a wrong setting is a job that fails, in one line"
+def questions(place: Place) -> list[list[dict]]:
+    """The job's test rows, as messages."""
+    rows = pd.read_parquet(io.BytesIO(left(place, "data/test.parquet"))).to_dict("records")
+    turns = (("system", "instruction"), ("user", "input"))
+    return [[{"role": role, "content": row[column]} for role, column in turns] for row in rows]
 
-    submit(environment, tmp_path, STORAGE=address)
+
+def test_a_wrong_setting_is_a_job_that_fails_in_one_line(cluster, environment, stored, tmp_path):
+    said = submit(environment, tmp_path, returncode=1, STORAGE=stored[0], TRAIN_ROWS="none")
+    assert "TRAIN_ROWS='none'" in said
+
+
+def test_a_job_then_a_service(service_of_a_job, stored):
+    client, place = service_of_a_job, stored[1]
     assert json.loads(left(place, f"adapters/{RUN}/manifest.json"))["base_model"] == model.PACKAGED
     found = json.loads(left(place, "results/results.json"))
     assert found["batch"]["rows_out"] == found["batch"]["rows_in"] > 0
 
-    path = tmp_path / "serve.yaml"
-    path.write_text(yaml.safe_dump(service(address)))
-    ours(["serve", "deploy", str(path), "--address", ADDRESS], environment)
-    for _ in range(60):
-        status = yaml.safe_load(ours(["serve", "status", "--address", ADDRESS], environment))
-        if (state := status["applications"]["llm"]["status"]) in ("RUNNING", "DEPLOY_FAILED"):
-            break
-        time.sleep(5)  # the command itself keeps a core busy for seconds
-    assert state == "RUNNING", status
-
-    row = pd.read_parquet(io.BytesIO(left(place, "data/test.parquet"))).iloc[0]
-    asked = [{"role": "system", "content": row["instruction"]}, {"role": "user", "content": row["input"]}]
-    url = f"http://127.0.0.1:{SERVE}/v1"
-    client = openai.OpenAI(base_url=url, api_key=KEY)
+    asked = questions(place)[0]
     name = f"{model.PACKAGED}:{RUN}"
     assert name in [listed.id for listed in client.models.list()]
     assert (
@@ -147,7 +182,53 @@ def test_a_job_then_a_service(cluster, environment, stored, tmp_path):
     longest = client.chat.completions.create(model=name, messages=asked, **more)
     assert longest.usage.completion_tokens == 96, "the most that deploy/serve.yaml allows"
     with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=url, api_key="another-key-of-some-length").models.list()
+        openai.OpenAI(base_url=client.base_url, api_key="another-key-of-some-length").models.list()
+
+
+# What this service's engines do not do, so that its dashboards' panels stay empty.
+NOT_HERE = {
+    "swapped": "vLLM's engine of today swaps no requests",
+    "kv_offload": "no KV cache is offloaded",
+    "external_prefix_cache": "nor kept outside the engine",
+    "nixl": "no KV cache is sent between engines",
+}
+
+
+def panels(dashboard: dict) -> list[dict]:
+    """All panels, those of rows too."""
+    inner = [panels(panel) for panel in dashboard.get("panels", [])]
+    return [*dashboard.get("panels", []), *(panel for some in inner for panel in some)]
+
+
+def test_the_dashboards_of_ray_have_data(service_of_a_job, prometheus, cluster, stored):
+    """Each query of a panel, asked as Grafana does if all models, workers and deployments are chosen."""
+    if prometheus is None:
+        pytest.skip("no Prometheus here (Debian: apt-get install prometheus)")
+    begun = time.time()
+    while time.time() - begun < 40:  # some scrapes
+        for asked in questions(stored[1]):
+            service_of_a_job.chat.completions.create(
+                model=f"{model.PACKAGED}:{RUN}", messages=asked, max_tokens=40
+            )
+    empty, asked = [], 0
+    for name in ("serve_llm", "data_llm"):
+        path = cluster / f"session_latest/metrics/grafana/dashboards/{name}_grafana_dashboard.json"
+        for panel in panels(json.loads(path.read_text())):
+            for target in panel.get("targets", []):
+                query = re.sub(r"\$(interval|__rate_interval)\b", "1m", target["expr"])
+                query = re.sub(r"\$\w+", ".*", query)
+                if any(kind in query for kind in NOT_HERE):
+                    continue
+                asked += 1
+                span = {"start": begun - 900, "end": time.time(), "step": "5s"}
+                answer = requests.get(
+                    f"{prometheus}/api/v1/query_range", params=span | {"query": query}, timeout=60
+                )
+                series = answer.json()["data"]["result"]
+                if not any(value != "NaN" for each in series for _, value in each["values"]):
+                    empty.append(f"{name}: {panel['title']}: {target['expr']}")
+    assert not empty, "\n".join(empty)
+    assert asked > 60
 
 
 def service(stored: str) -> dict:

@@ -131,24 +131,24 @@ def lines_of(watched, monkeypatch):
 
 
 def test_steps_of_the_training(store, tmp_path, monkeypatch):
-    note = store.place / "progress.json"
-    look = lines_of(lambda: progress.training(note, rows=40), monkeypatch)
+    note, rows = store.place / progress.NOTE, {"data": {"used": {"train": 40}}}
+    look = lines_of(lambda: progress.around("fine-tuning", store.place, rows), monkeypatch)
     assert re.fullmatch(r"fine-tuning: the workers start, 00:0\d", look())
     train(note, tmp_path)
     assert re.fullmatch(
-        r"fine-tuning: 100%\|█{10}\| 10/10 \[00:\d\d<00:00, .* steps/s, loss \d\.\d{3}, \d+\.\d rows/s\]",
+        r"fine-tuning: 100%\|█{10}\| 10 of 10 steps, 00:\d\d, 00:00 left, loss \d\.\d{3}, \d+\.\d rows/s",
         look(),
     )
     # A run that is resumed starts with the note of the earlier one, and counts from the checkpoint.
-    look = lines_of(lambda: progress.training(note, rows=40), monkeypatch)
+    look = lines_of(lambda: progress.around("fine-tuning", store.place, rows), monkeypatch)
     assert "the workers start" in look()
     train(note, tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    assert "10/10" in look()
+    assert "10 of 10" in look()
     seen = json.loads(note.read())
     assert (seen["first_step"], seen["first_epoch"], seen["step"]) == (5, 0.5, 10)
     monkeypatch.setattr(progress, "STALLED_S", -1)
     note.write(note.read().replace(b'"step": 10', b'"step": 7'))
-    assert re.search(r"7/10 .* no step for 00:00\]$", look())
+    assert re.search(r" 7 of 10 .* no step for 00:00$", look())
 
 
 def test_a_storage_that_fails_does_not_stop_the_training(tmp_path, caplog):
@@ -158,26 +158,29 @@ def test_a_storage_that_fails_does_not_stop_the_training(tmp_path, caplog):
 
 
 def test_rows_of_the_batch_stage(store, tmp_path, monkeypatch):
-    answers = store.place / "progress-answers"
+    place = store.place / "progress"
 
     def write(name, count):
-        pd.DataFrame({"id": range(count)}).to_parquet(tmp_path / name)
-        (answers / name).write((tmp_path / name).read_bytes())
+        pd.DataFrame({"id": range(count)}).to_parquet(tmp_path / "file")
+        (place / name).write((tmp_path / "file").read_bytes())
 
-    look = lines_of(lambda: progress.batch(answers, total=60), monkeypatch)
+    look = lines_of(lambda: progress.around("batch inference", place, {}), monkeypatch)
+    assert re.fullmatch(r"batch inference: 0 of 0 rows, the engine starts, 00:0\d", look())
+    write("questions/a.parquet", 60)
     assert re.fullmatch(r"batch inference: 0 of 60 rows, the engine starts, 00:0\d", look())
-    write("a.parquet", 32)
-    assert "| 32/60 [" in look()
-    (answers / "b.parquet").write(b"PAR1 is being written")
-    assert "| 32/60 [" in look()
-    write("b.parquet", 28)
-    assert "batch inference: 100%|██████████| 60/60 [" in look()
-    resumed = lines_of(lambda: progress.batch(answers, total=90), monkeypatch)
-    assert "60 of 90 rows, the engine starts" in resumed()
+    write("answers/a.parquet", 32)
+    assert "| 32 of 60 rows, " in look()
+    (place / "answers/b.parquet").write(b"PAR1 is being written")
+    assert "| 32 of 60 rows, " in look()
+    resumed = lines_of(lambda: progress.around("batch inference", place, {}), monkeypatch)
+    assert "32 of 60 rows, the engine starts" in resumed()
+    write("answers/b.parquet", 28)
+    for each in (look, resumed):
+        assert "batch inference: 100%|██████████| 60 of 60 rows, " in each()
 
 
-STEPS = (r"fine-tuning: the workers start", r"fine-tuning: +\d+%.* \d+/\d+ .*loss \d.*rows/s")
-ROWS = (r"batch inference: 0 of \d+ rows, the engine starts", r"batch inference: +\d+%.* \d+/\d+ ")
+STEPS = (r"fine-tuning: the workers start", r"fine-tuning: +\d+%.* \d+ of \d+ steps, .*loss \d.*rows/s")
+ROWS = (r"batch inference: 0 of \d+ rows, the engine starts", r"batch inference: +\d+%.* \d+ of \d+ rows, ")
 REPLICAS = (r"online serving: deploying, .*LLMServer 1 starting", r"online serving: running")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import ray.train
 from transformers import TrainerCallback
 
+from tutorial import progress
 from tutorial.files import Place
 
 NOTE = "training-fault.json"  # in the storage: what happened to the worker that was killed
@@ -88,9 +89,10 @@ class Progress(TrainerCallback):
             logger.warning("progress is not noted: %s", error)
 
 
-def killer(place: Place) -> Callable[[], KillWorker]:
-    """What makes the callback on a worker; `place` is the run's folder in the storage."""
-    return partial(KillWorker, place / NOTE)
+def makers(place: Place, kill_worker: bool) -> list[Callable[[], TrainerCallback]]:
+    """What makes the callbacks on a worker; `place` is the run's folder in the storage."""
+    noted = [partial(Progress, place / progress.NOTE)]
+    return [*noted, partial(KillWorker, place / NOTE)] if kill_worker else noted
 
 
 def fault(note: Place) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from json import JSONDecodeError
+from typing import Any
 
 import pyarrow.parquet
 from pyarrow import ArrowInvalid
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from tutorial import PRINTED_S, PROGRESS, cluster, one_line
 from tutorial.files import Place
 
+NOTE = "training-progress.json"  # in a run's folder of the storage
 STALLED_S = 20  # after so many seconds without a step the line says so
 
 
@@ -76,13 +78,21 @@ def watch(look: Callable[[], str], every_s: float = 1) -> Iterator[None]:
     show()
 
 
-def training(note: Place, rows: int) -> AbstractContextManager[None]:
+def around(stage: str, place: Place, results: dict[str, Any]) -> AbstractContextManager[None]:
+    """`training` or `batch` around the stage of this name; nothing around another one."""
+    if stage == "fine-tuning":
+        return training(place, results["data"]["used"]["train"])
+    return batch(place) if stage == "batch inference" else nullcontext()
+
+
+def training(place: Place, rows: int) -> AbstractContextManager[None]:
     """Around `fit()`: steps, time left, the loss and rows a second, as `callbacks.Progress` notes them.
 
     Args:
-        note: the file in the storage that it writes.
+        place: the run's folder in the storage.
         rows: of the training split.
     """
+    note = place / NOTE
     start = changed = time.monotonic()
     first = last = None
 
@@ -100,37 +110,37 @@ def training(note: Place, rows: int) -> AbstractContextManager[None]:
         more += [f"{epochs * rows / elapsed:.1f} rows/s"] if epochs and elapsed else []
         if last["step"] < last["steps"] and time.monotonic() - changed > STALLED_S:
             more += [f"no step for {_since(changed)}"]
-        return tqdm.format_meter(
-            last["step"],
-            last["steps"],
-            elapsed,
-            prefix="fine-tuning",
-            unit=" steps",
-            initial=last["first_step"],
-            postfix=", ".join(more),
-        )
+        texts = {"prefix": "fine-tuning", "unit": "steps", "postfix": ", ".join(more)}
+        return _bar(last["step"], last["steps"], elapsed, initial=last["first_step"], **texts)
 
     return watch(look)
 
 
-def batch(answers: Place, total: int) -> AbstractContextManager[None]:
-    """Around the call that writes the answers: how many of `total` rows are in the Parquet files there."""
+def batch(place: Place) -> AbstractContextManager[None]:
+    """Around batch inference: how many of the rows in `place / "questions"` are in `place / "answers"`, both
+    folders of Parquet files."""
     start = time.monotonic()
     counted: dict[str, int] = {}
     before = None
 
+    def rows(folder: str) -> int:
+        for name in (place / folder).listing():
+            file = (place / folder / name).path
+            if file not in counted:
+                with suppress(ArrowInvalid):  # it is being written
+                    counted[file] = pyarrow.parquet.read_metadata(file, filesystem=place.files).num_rows
+        return sum(count for file, count in counted.items() if file.startswith((place / folder).path))
+
     def look() -> str:
         nonlocal before
-        for name in answers.listing().keys() - counted.keys():
-            with suppress(ArrowInvalid):  # it is being written
-                file = (answers / name).path
-                counted[name] = pyarrow.parquet.read_metadata(file, filesystem=answers.files).num_rows
-        done = sum(counted.values())
+        done, total, elapsed = rows("answers"), rows("questions"), time.monotonic() - start
         before = done if before is None else before  # an earlier run's, which this one resumes
-        if done == before < total:
+        if done == before < total or not total:
             return f"batch inference: {done} of {total} rows, the engine starts, {_since(start)}"
-        elapsed = time.monotonic() - start
-        return tqdm.format_meter(done, total, elapsed, prefix="batch inference", unit=" rows", initial=before)
+        speed = f"{(done - before) / elapsed:.1f} rows/s"
+        return _bar(
+            done, total, elapsed, initial=before, prefix="batch inference", unit="rows", postfix=speed
+        )
 
     return watch(look)
 
@@ -156,6 +166,11 @@ def serving(application: str) -> AbstractContextManager[None]:
         return f"online serving: {', '.join([status.status.lower(), *parts, _since(start)])}"
 
     return watch(look)
+
+
+def _bar(done: int, total: int, elapsed: float, **texts: Any) -> str:
+    form = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt} of {total_fmt} {unit}, {elapsed}, {remaining} left"
+    return tqdm.format_meter(done, total, elapsed, bar_format=f"{form}{{postfix}}", **texts)
 
 
 def _since(start: float) -> str:

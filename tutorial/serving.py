@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from ray import serve
 
-from tutorial import TutorialError
+from tutorial import TutorialError, progress
 from tutorial.model import model_id  # noqa: F401  what the cells and clients call the model
 from tutorial.score import exact_match
 
@@ -70,7 +70,8 @@ def run(session, app: serve.Application, name: str = "llm") -> None:
     """
     atexit.register(delete, name)
     serve.run_many([serve.RunTarget(app, name=name)], wait_for_applications_running=False)
-    ready_s = wait_until_ready(name, session.settings.serve_timeout_s)
+    with progress.serving(name):
+        ready_s = wait_until_ready(name, session.settings.serve_timeout_s)
     session.results["serving"] = {"ready_s": round(ready_s, 1)}
     print(f"ready after {ready_s:.0f} s")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tutorial import STARTED, adapters, answers, cluster, data, model, recipe, settings, stage, tasks
 from tutorial.files import Place
+from tutorial.progress import around
 from tutorial.score import Kind
 from tutorial.settings import ROOT, Profile
 from tutorial.storage import Storage
@@ -134,18 +135,19 @@ class Run:
         """What `training.workspace` reads on each worker."""
         from tutorial import callbacks
 
-        called = [callbacks.killer(self.place)] if self.settings.kill_worker else []
+        called = callbacks.makers(self.place, self.settings.kill_worker)
         places = {"model": model_source, "data": rows, "scratch": self.storage.scratch}
         return {"args": args, "callbacks": called} | places
 
     @contextmanager
     def stage(self, name: str, hint: str = "see the error above") -> Iterator[None]:
-        """Around a long call: its time is recorded, and an error of Ray's becomes one line with this `hint`.
+        """Around a long call: a line says how far it is, and an error of Ray's becomes one with this `hint`.
 
         Raises:
             TutorialError: Ray reports an error.
         """
-        with stage.in_one_line(name, hint, Path(tempfile.gettempdir(), self.storage.scratch)):
+        folder = Path(tempfile.gettempdir(), self.storage.scratch)
+        with stage.in_one_line(name, hint, folder), around(name, self.place, self.results):
             yield
         self.lap(name)
 
