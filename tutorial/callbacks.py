@@ -26,10 +26,10 @@ class KillWorker(TrainerCallback):
     Args:
         note: the file in the storage that says what happened, JSON: `killed` and `resumed`, each with `step`
             and `time` (seconds since 1970). No worker was killed while it does not exist.
-        share: of all steps, after which it happens.
+        share: of all steps, after which it happens. Soon after a checkpoint, few steps are repeated.
     """
 
-    def __init__(self, note: Place, share: float = 0.4):
+    def __init__(self, note: Place, share: float = 0.3):
         context = ray.train.get_context()
         self.watches = context.get_world_rank() == context.get_world_size() - 1
         self.note, self.share = note, share
