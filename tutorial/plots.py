@@ -53,7 +53,7 @@ def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture
         killed, again = fault["killed"]["step"], fault["resumed"]["step"] - 1
         axes.axvspan(again, killed, color=VERMILLION, alpha=0.15, linewidth=0)
         axes.axvline(killed, color=VERMILLION, linestyle=":")
-        note = f" worker killed at step {killed}\n resumed from step {again}\n shaded steps ran twice"
+        note = f" worker killed at step {killed}\n resumed with step {again + 1}\n shaded steps ran twice"
         axes.text(killed, 0.97, note, transform=axes.get_xaxis_transform(), va="top")
         said.append(f"a worker killed at step {killed}, the run going on from step {again} without a gap")
     axes.set(xlabel="optimizer step", ylabel="loss per target token", yscale="log")
