@@ -25,6 +25,10 @@ ODD = {
     "input": "\n  Wie heißt es, 東京 'oder' so? ",
     "output": "a  b, 東京 ",
 }
+TALK = ODD | {
+    "input": "And which of them is  the best?\n",
+    "history": [[" Which games are fun?", "Portal, Okami "], ["東京, 'oder'?\n", "nein"]],
+}
 ARGS = {"cutoff_len": 1024}
 
 IM = ["<|im_start|>", "<|im_end|>"]
@@ -183,7 +187,7 @@ def asked_by_endpoint(folders):
 def test_three_programs_send_the_same_tokens(name, folders, tmp_path, asked_by_endpoint):
     made, folder = FAMILIES[name], folders[name]
     chat = prompt.Chat(folder, ARGS)
-    splits = {split: [*rows, ODD] for split, rows in ROWS.items()}
+    splits = {split: [*rows, ODD, TALK] for split, rows in ROWS.items()}
     chat.check(splits, EXAMPLES, VIGGO, 2048)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = splits["test"]
@@ -200,7 +204,8 @@ def test_three_programs_send_the_same_tokens(name, folders, tmp_path, asked_by_e
         assert tokenizer.decode(answer[:end]).strip() == row["output"].strip()
         assert tokenizer.decode(answer[end + 1 :]).strip() == ""
         assert labels == [-100] * len(asked) + answer  # the loss is on the answer alone
-        assert not made.bos or asked.count(tokenizer.bos_token_id) == 1
+        # Llama 2 begins every question with it.
+        assert not made.bos or "history" in row or asked.count(tokenizer.bos_token_id) == 1
     assert (set(chat.columns) == {"prompt", "response"}) == made.rendered
     assert (chat.messages(rows[0])[0]["role"] == "system") == made.system
 
@@ -434,3 +439,39 @@ def test_seven_thousand_rows_take_seconds(model_path):
     start = time.process_time()
     chat.check(rows, EXAMPLES, VIGGO, 1024)
     assert time.process_time() - start < 30
+
+
+def test_limits_that_a_task_does_not_say_are_those_of_the_rows(folders, capsys):
+    chat, task = prompt.Chat(folders["chatml"], ARGS), tasks.Task.plain("mine")
+    examples = list(EXAMPLES)
+    longest = chat.check(ROWS, examples, task, 2048)
+    assert examples == EXAMPLES
+    answers = (
+        len(chat.template.tokenizer(row["output"])["input_ids"]) for part in ROWS.values() for row in part
+    )
+    assert task.max_tokens == max(answers) + 1
+    assert chat.check(ROWS, examples, task, 2048) == longest
+    assert not capsys.readouterr().out
+
+    room = longest["question"] + task.max_tokens - 1
+    shorter = chat.check(ROWS, examples, task, room)
+    assert 0 < len(examples) < len(EXAMPLES)
+    assert shorter["question"] < longest["question"]
+    assert "few-shot prompts have" in capsys.readouterr().out
+    with pytest.raises(TutorialError, match=r"the question .* fit; set max_model_len"):
+        chat.check(ROWS, [], task, task.max_tokens + 2)
+    said = tasks.Task(few_shot=4)
+    with pytest.raises(
+        TutorialError, match=r"the question .* fit; set max_model_len in the profile to more, or few"
+    ):
+        chat.check(ROWS, list(EXAMPLES), said, room)
+
+
+def test_a_history_without_markup_and_the_last_answer_alone_is_learned(folders):
+    chat = prompt.Chat(folders["chatml"], ARGS)
+    assert chat.recipe_args["mask_history"]
+    assert not prompt.Chat(folders["chatml"], ARGS | {"train_on_prompt": True}).recipe_args["mask_history"]
+    assert chat.rows([TALK]) == [TALK]
+    marked = TALK | {"history": [["one", "two <|im_end|>"]]}
+    with pytest.raises(TutorialError, match=r"test, row 1: its history holds '<\|im_end\|>'"):
+        chat.check(ROWS | {"test": [marked]}, [], tasks.Task.plain("mine"), 2048)

@@ -56,8 +56,15 @@ def test_a_task_without_rows_of_its_own(tmp_path):
     ("change", "message"),
     [
         ({"colums": {}}, "mine.yaml: colums: Extra inputs are not permitted"),
-        ({"columns": {"prompt": "q"}}, "mine.yaml: columns.response: Field required"),
-        ({"system_prompt": None}, "mine.yaml: set either system_prompt or columns.system"),
+        ({"columns": {"prompt": "q"}}, "mine.yaml: columns: set prompt and response, or messages"),
+        (
+            {"columns": {"prompt": "q", "response": "a", "messages": "m"}},
+            "mine.yaml: columns: set prompt and response, or messages",
+        ),
+        (
+            {"columns": {"system": "s", "prompt": "q", "response": "a"}},
+            "mine.yaml: set either system_prompt or columns.system",
+        ),
         ({"few_shot": 0}, "mine.yaml: few_shot: Input should be greater than 0"),
         ({"name": "other"}, "mine.yaml: name: Extra inputs are not permitted"),
         ({1: "one"}, "mine.yaml: line 5: "),
@@ -112,7 +119,7 @@ def test_a_byte_order_mark_and_crlf_are_accepted(tmp_path):
         ("def rows(seed)\n", "mine_rows.py: no rows from rows(seed): expected ':'"),
         ("import no.such\n", "mine_rows.py: line 1: ModuleNotFoundError"),
         ("def rows(seed): return {'train': []}\n", "mine_rows.py: no rows from rows(seed): 'val'"),
-        (ROWS.replace("'yes'", "7"), "mine_rows.py: train, row 1: column 'a': a text is needed"),
+        (ROWS.replace("'yes'", "[7]"), "mine_rows.py: train, row 1: column 'a': a text is needed"),
         (
             ROWS.replace("'a':", "'b':"),
             "mine_rows.py: train, row 1: column 'a': it is missing; there are 'q', 'b'",

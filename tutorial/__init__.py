@@ -1,7 +1,9 @@
 """What README.ipynb imports so that its cells can stay with Ray, LLaMA-Factory and vLLM.
 
 settings  the environment, `.env`, profiles/*.yaml  cluster   Ray: before it starts, what it leaves behind
-tasks     one of tasks/*.yaml                       data      the task's rows, read and checked
+tasks     one of tasks/*.yaml                       data      the task's rows: read, divided, drawn, written
+sources   the files that DATA names                 tables    JSON lines, a JSON array, CSV, TSV, Parquet
+layouts   a row's columns, and what they mean       reader    a file's rows, the bad ones set aside
 recipe    the LLaMA-Factory yaml, checked whole     prompt    how the model is asked, proved by tokens
 meaning   meaning representations, their grammar    template  one chat template for training and engines
 files     a folder, https://, s3:// or gs://        storage   the run's prefix
@@ -20,6 +22,7 @@ hub       a model card, and the push                gguf      `make gguf`: for O
 smollm2, quickstart  the small model, and a faster start of its engine
 """
 
+import re
 import time
 from pathlib import Path
 
@@ -38,6 +41,12 @@ class TutorialError(Exception):
 def one_line(error: Exception) -> str:
     """The first line of an error's text, or its name if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def slug(address: str) -> str:
+    """The name of the file or folder at an address, in small letters, digits and hyphens."""
+    name = re.split(r"[?#]", address)[0].rstrip("/").rpartition("/")[2].split(".")[0]
+    return re.sub("[^a-z0-9]+", "-", name.lower())[:40].strip("-") or "task"
 
 
 def read_text(path: Path) -> str:

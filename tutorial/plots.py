@@ -103,8 +103,8 @@ def confusion(counts: pd.DataFrame, most: int = 20) -> Picture:
     return Picture(axes.figure, f"Confusion matrix of labels: {said}.")
 
 
-def sizes(rows: dict[str, dict[str, int]]) -> Markdown:
-    """How many rows were read and are used, by split."""
+def sizes(rows: dict[str, dict[str, str | int]]) -> Markdown:
+    """What was found and how many rows are used, by split; see `data.summary`."""
     return table(pd.DataFrame(rows).rename_axis("split"), index=True)
 
 

@@ -5,19 +5,19 @@ renders the model's chat template and tokenizes the text, which adds the tokeniz
 endpoint renders the chat template too, and adds none. Nothing else compares them.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from itertools import zip_longest
+from collections.abc import Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from tutorial import TutorialError, one_line, recipe
+from tutorial.layouts import Row
 from tutorial.tasks import Task
-from tutorial.template import ANSWER, SYSTEM, USER, ChatTemplate
+from tutorial.template import SYSTEM, ChatTemplate, trainer, turns
 
-Row = dict[str, str]
 PROBE = {"instruction": "Be brief.", "input": " two  words \n", "output": "one[two]"}
+PROBES = [PROBE, PROBE | {"history": [["Which one?\n", " the[first] "]]}]
 
 
 class Chat:
@@ -36,7 +36,6 @@ class Chat:
         columns: LLaMA-Factory's names for the keys of `rows`.
         engine_kwargs: what ray.serve.llm's engine needs besides its other arguments.
         template_stage: what ray.data.llm's chat_template_stage needs besides its other arguments.
-        template: the chat template that all of this comes from.
 
     Raises:
         TutorialError: the tokenizer or the chat template cannot be used; says why.
@@ -50,21 +49,25 @@ class Chat:
         )
         self._rendered, self._named = named == "empty", None if named == "empty" else named
         thinks = bool(recipe_args.get("enable_thinking"))
-        self.template = ChatTemplate(path, thinks, lambda: self._named and _trainer(path, recipe_args)[1])
+        self.template = ChatTemplate(path, thinks, lambda: self._named and trainer(path, recipe_args)[1])
         self._has_system = self.template.has_system
         empty = {"template": "empty", "default_system": None}
-        self.recipe_args = recipe_args | self.template.options | (empty if self._rendered else {})
+        learned = {
+            "mask_history": not recipe_args.get("train_on_prompt")
+        }  # of a conversation, its last answer
+        self.recipe_args = learned | recipe_args | self.template.options | (empty if self._rendered else {})
         try:
-            self._encode, _ = _trainer(path, self.recipe_args)
+            self._encode, _ = trainer(path, self.recipe_args)
             if not self._named:
-                self._compare(PROBE, self._asked([PROBE])[0])
+                for probe, asked in zip(PROBES, self._asked(PROBES), strict=True):
+                    self._compare(probe, asked)
         except Exception as error:  # LLaMA-Factory takes the chat template apart, and fails in many ways
             if self._named:
                 raise self.template.unusable(f"template: {named}: {one_line(error)}") from None
             self._rendered, self.recipe_args = True, self.recipe_args | empty
-            self._encode, _ = _trainer(path, self.recipe_args)
+            self._encode, _ = trainer(path, self.recipe_args)
         self.columns = {"prompt": "input", "response": "output"}
-        self.columns |= {} if self._rendered else {"system": "instruction"}
+        self.columns |= {} if self._rendered else {"system": "instruction", "history": "history"}
         self.engine_kwargs = self.template.engine_kwargs()
         self.template_stage = self.template.template_stage()
 
@@ -72,17 +75,14 @@ class Chat:
         return {"system": self.system, "_has_system": self._has_system}
 
     def messages(self, row: Row, examples: Sequence[Row] = ()) -> list[dict[str, str]]:
-        """The turns that ask for a row's answer, after the questions and answers of `examples`. The system
-        text begins the first user turn if the chat template has no system turn."""
-        turns = []
-        for example in examples:
-            turns += [USER | {"content": example["input"]}, ANSWER | {"content": example["output"]}]
-        turns.append(USER | {"content": row["input"]})
+        """The turns that ask for a row's answer, after those of `examples` and the row's own history. The
+        system text begins the first user turn if the chat template has no system turn."""
+        said = [turn for example in examples for turn in turns(example)] + turns(row)[:-1]
         if system := row["instruction"] or self.system:
             if self._has_system:
-                return [SYSTEM | {"content": system}, *turns]
-            turns[0]["content"] = f"{system}\n\n{turns[0]['content']}"
-        return turns
+                return [SYSTEM | {"content": system}, *said]
+            said[0]["content"] = f"{system}\n\n{said[0]['content']}"
+        return said
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         """The rows as LLaMA-Factory gets them, with the keys that `columns` names."""
@@ -93,18 +93,21 @@ class Chat:
         return self.template.say(self._encode(self._row(row))), self.template.say(self._asked([row])[0])
 
     def check(
-        self, splits: dict[str, Sequence[Row]], examples: Sequence[Row], task: Task, max_model_len: int
+        self, splits: dict[str, Sequence[Row]], examples: list[Row], task: Task, max_model_len: int
     ) -> dict[str, int]:
         """The most tokens of a training row, of a test answer, and of a test question after its examples.
 
         Of every row, LLaMA-Factory's tokens must be the endpoint's, the answer's, and one at which the engine
         stops. The endpoint's must be ray.data.llm's, without and with `examples`.
 
+        If the task does not say `max_tokens`, it gets what the longest answer needs. If it does not say
+        `few_shot`, `examples` loses those for which there is no room.
+
         Raises:
             TutorialError: they differ, a row holds the model's markup, or something exceeds the recipe's
                 cutoff_len, the task's max_tokens or the engine's `max_model_len`; names the row or its text.
         """
-        found = {"training row": (0, ""), "answer": (0, ""), "question": (0, "")}
+        longest, found = 0, {"training row": (0, ""), "answer": (0, ""), "question": (0, "")}
 
         def count(kind: str, tokens: int, text: str) -> None:
             found[kind] = max(found[kind], (tokens, shorten(text, 60, placeholder="…")))
@@ -115,17 +118,27 @@ class Chat:
                     trained, answer = self._compare(row, asked)
                 except ValueError as error:
                     raise TutorialError(f"{split}, row {number}: {error}") from None
+                longest = max(longest, answer)
                 if split == "test":
                     count("answer", answer, row["output"])
                 else:
                     count("training row", trained, row["input"])
-        for row, asked in zip(splits["test"], self._asked(splits["test"], examples), strict=True):
-            count("question", len(asked), row["input"])
+        task.max_tokens = task.max_tokens or longest + 1  # the token that ends it
+        wanted, room = len(examples), max_model_len - task.max_tokens
+        while True:
+            found["question"] = (0, "")
+            for row, asked in zip(splits["test"], self._asked(splits["test"], examples), strict=True):
+                count("question", len(asked), row["input"])
+            if found["question"][0] <= room or "few_shot" in task.model_fields_set or not examples:
+                break
+            examples.pop()
+        if len(examples) < wanted:
+            print(f"few-shot prompts have {len(examples)} examples: {wanted} do not fit into max_model_len")
         more = "max_model_len in the profile to more, or few_shot or max_tokens in the task to less"
         for kind, limit, change in (
             ("training row", recipe.longest_row(self.recipe_args), "cutoff_len in the recipe to more"),
             ("answer", task.max_tokens, "max_tokens in the task to more"),
-            ("question", max_model_len - task.max_tokens, more),
+            ("question", room, more),
         ):
             tokens, text = found[kind]
             if tokens > limit:
@@ -133,17 +146,20 @@ class Chat:
         return {kind: tokens for kind, (tokens, _) in found.items()}
 
     def _row(self, row: Row) -> Row:
-        turns = self.messages(row)
+        said = self.messages(row)
         if self._rendered:
-            return {"input": self.template.render(turns), "output": row["output"] + self.template.end}
-        system = turns[0]["content"] if len(turns) > 1 else ""
-        return {"instruction": system, "input": turns[-1]["content"], "output": row["output"]}
+            return {"input": self.template.render(said), "output": row["output"] + self.template.end}
+        texts = [turn["content"] for turn in said if turn["role"] != "system"]
+        system = said[0]["content"] if len(said) > len(texts) else ""
+        found = {"instruction": system, "input": texts[-1], "output": row["output"]}
+        history = [texts[place : place + 2] for place in range(0, len(texts) - 1, 2)]
+        return found | ({"history": history} if history else {})
 
     def _asked(self, rows: Sequence[Row], examples: Sequence[Row] = ()) -> list[list[int]]:
         """The tokens that the engines are asked, by the endpoint and by ray.data.llm."""
-        template, turns = self.template, [self.messages(row, examples) for row in rows]
-        texts = [template.render(each) for each in turns]
-        batch_texts = [template.render(each, template.batch_text) for each in turns]
+        template, said = self.template, [self.messages(row, examples) for row in rows]
+        texts = [template.render(each) for each in said]
+        batch_texts = [template.render(each, template.batch_text) for each in said]
         batch = template.tokenizer(batch_texts)["input_ids"]
         endpoint = template.tokenizer(texts, add_special_tokens=False)["input_ids"]
         for one, other in zip(batch, endpoint, strict=True):
@@ -153,9 +169,11 @@ class Chat:
 
     def _compare(self, row: Row, asked: list[int]) -> tuple[int, int]:
         """How many tokens a row and its answer have. Raises ValueError if they are not what is asked."""
-        for key, text in row.items():
-            if mark := self.template.markup.search(text):
-                raise ValueError(f"its {key} holds {mark[0]!r}, markup for the model; delete it from the row")
+        for key, value in row.items():
+            for text in [value] if isinstance(value, str) else chain.from_iterable(value):
+                if mark := self.template.markup.search(text):
+                    wrong = f"its {key} holds {mark[0]!r}, markup for the model"
+                    raise ValueError(f"{wrong}; delete it from the row")
         change = "change the row" if self._rendered else "set template: empty in the recipe"
         trained, template = self._encode(self._row(row)), self.template
         answer = trained[len(asked) :]
@@ -174,27 +192,3 @@ class Chat:
         place = next(i for i, (one, other) in enumerate(zip_longest(ids, asked)) if one != other)
         one, other = (self.template.say(each[max(0, place - 10) : place + 10]) for each in (ids, asked))
         return f"…{one!r}… and the endpoint is asked …{other!r}… (token {place + 1})"
-
-
-def _trainer(path: Path, recipe_args: dict[str, Any]) -> tuple[Callable[[Row], list[int]], str | None]:
-    """LLaMA-Factory's encoder of a row, and the chat template that it gives to its tokenizer."""
-    from llamafactory.data import get_template_and_fix_tokenizer
-    from llamafactory.hparams import DataArguments, ModelArguments
-    from llamafactory.model import load_tokenizer
-
-    args = recipe_args | {"model_name_or_path": str(path)}
-    model_args, data_args = (
-        kind(**{field.name: args[field.name] for field in fields(kind) if field.init and field.name in args})
-        for kind in (ModelArguments, DataArguments)
-    )
-    tokenizer = load_tokenizer(model_args)["tokenizer"]
-    template = get_template_and_fix_tokenizer(tokenizer, data_args)
-    last_only = data_args.mask_history and not template.preserve_thinking
-
-    def encode(row: Row) -> list[int]:
-        turns = [USER | {"content": row["input"]}, ANSWER | {"content": row["output"]}]
-        pairs = template.encode_multiturn(tokenizer, turns, row.get("instruction"), None, last_only)
-        end = [tokenizer.eos_token_id] if template.efficient_eos else []
-        return [token for pair in pairs for part in pair for token in part] + end
-
-    return encode, tokenizer.chat_template

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tutorial import STARTED, adapters, answers, cluster, data, model, recipe, settings, stage, tasks
+from tutorial import STARTED, adapters, answers, cluster, data, model, recipe, settings, stage
 from tutorial.files import Place
 from tutorial.progress import around
 from tutorial.score import Kind
@@ -25,7 +25,7 @@ class Run:
 
     Attributes:
         settings: what the user has set.
-        task: the task that `TASK` names.
+        task: the task that `TASK` names, or one made from `DATA`; see `data.choose`.
         name: the run's name, and that of its folder in the storage.
         storage: where the run keeps its files.
         port: of the service, on loopback; a free one if `PORT` is not set.
@@ -49,7 +49,7 @@ class Run:
 
         stage.quiet()
         self.settings = config = settings.load(env_file)
-        self.task = tasks.load(config.task)
+        self.task = data.choose(config.task, config.data)
         self.port, self.api_keys = serving.check_port(config.port), serving.keys(config.api_keys)
         self.storage = Storage.open(config.storage_uri(), config.run_name, config.resume)
         self.name, self.results, self.seconds = config.run_name, {}, {}
@@ -102,10 +102,7 @@ class Run:
         config, counts = self.settings, self.profile.rows.model_dump()
         allowed = config.sample_allowed(self.profile)
         rows = data.load(self.task, config.data, self._rejected, allowed, counts=counts, seed=config.seed)
-        self.results["data"] = {
-            "read": {split: part.read for split, part in rows.items()},
-            "used": {split: len(part) for split, part in rows.items()},
-        }
+        self.results["data"] = data.summary(rows)
         self.kind = answers.of(self.task, rows)
         return rows
 

@@ -15,7 +15,7 @@ from dotenv.parser import parse_stream
 from pydantic import BaseModel, Field, PositiveInt, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings
 
-from tutorial import TutorialError, one_line, read_text
+from tutorial import TutorialError, one_line, read_text, slug
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in a job that was submitted to a Ray cluster
@@ -63,7 +63,7 @@ class Settings(BaseSettings, env_ignore_empty=True, extra="ignore", env_file_enc
     resume: bool = False
     storage: str | None = None
     shared_dir: Path | None = None
-    task: str = "viggo"
+    task: str | None = None
     data: str | None = None
     skip_bad_rows: bool = False
     model: str | None = None
@@ -85,8 +85,8 @@ class Settings(BaseSettings, env_ignore_empty=True, extra="ignore", env_file_enc
     def _name_of_task_and_time(self) -> "Settings":
         if self.resume and self.run_name is None:
             raise ValueError("RESUME=1: set RUN_NAME to the run to go on with")
-        task = re.sub("[^a-z0-9]+", "-", Path(self.task).stem.lower())[:40].strip("-") or "task"
-        self.run_name = self.run_name or f"{task}-{datetime.now():%Y%m%d-%H%M%S}"
+        about = slug(self.task or (self.data if self.data != "sample" else None) or "viggo")
+        self.run_name = self.run_name or f"{about}-{datetime.now():%Y%m%d-%H%M%S}"
         return self
 
     def storage_uri(self) -> str | None:

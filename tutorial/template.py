@@ -3,10 +3,13 @@
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from tutorial import TutorialError, one_line
+from tutorial.layouts import Row
 
 PLAIN = (  # for a base model, whose tokenizer has no chat template
     "{% for turn in messages %}{% if turn.role == 'user' %}### Input:\n{{ turn.content }}\n\n### Response:\n"
@@ -159,3 +162,37 @@ class ChatTemplate:
         texts = self.names((markup | self.stops) - {self.tokenizer.unk_token_id})
         words = [re.escape(text) for text in texts if len(text.strip()) > 2]
         self.markup = re.compile("|".join(words) or "(?!)")
+
+
+def turns(row: Row) -> list[dict[str, str]]:
+    """A row's conversation, from its first question to its answer."""
+    history = row.get("history")  # None, a list, or an array of Ray Data's
+    pairs = [*(() if history is None else history), (row["input"], row.get("output", ""))]
+    return [
+        kind | {"content": str(each)}
+        for pair in pairs
+        for kind, each in zip((USER, ANSWER), pair, strict=True)
+    ]
+
+
+def trainer(path: Path, recipe_args: dict[str, Any]) -> tuple[Callable[[Row], list[int]], str | None]:
+    """LLaMA-Factory's encoder of a row, and the chat template that it gives to its tokenizer."""
+    from llamafactory.data import get_template_and_fix_tokenizer
+    from llamafactory.hparams import DataArguments, ModelArguments
+    from llamafactory.model import load_tokenizer
+
+    args = recipe_args | {"model_name_or_path": str(path)}
+    model_args, data_args = (
+        kind(**{field.name: args[field.name] for field in fields(kind) if field.init and field.name in args})
+        for kind in (ModelArguments, DataArguments)
+    )
+    tokenizer = load_tokenizer(model_args)["tokenizer"]
+    template = get_template_and_fix_tokenizer(tokenizer, data_args)
+    last_only = data_args.mask_history and not template.preserve_thinking
+
+    def encode(row: Row) -> list[int]:
+        pairs = template.encode_multiturn(tokenizer, turns(row), row.get("instruction"), None, last_only)
+        end = [tokenizer.eos_token_id] if template.efficient_eos else []
+        return [token for pair in pairs for part in pair for token in part] + end
+
+    return encode, tokenizer.chat_template
