@@ -4,12 +4,17 @@ import json
 
 import pandas as pd
 import pytest
+import xgrammar
+from ray.serve.llm.openai_api_models import ChatCompletionRequest
+from transformers import AutoTokenizer
+from vllm.sampling_params import SamplingParams
+from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
 from tests.test_meaning import accepts
 from tests.test_plots import cells
 from tests.test_score import ANSWERS, TARGETS
 from tests.test_tasks import GOOD, mine, refused
-from tutorial import answers, labels, objects, plots, score, tasks, text
+from tutorial import answers, data, labels, objects, plots, score, tasks, text
 from tutorial.labels import Labels
 from tutorial.objects import Objects
 from tutorial.text import Text
@@ -265,6 +270,25 @@ def made():
         (KIND, OBJECT_ANSWERS, OBJECT_TARGETS),
         (Text(), ["it rains"], ["It rains."]),
     ]
+
+
+@pytest.mark.parametrize("name", ["viggo", "tickets", "orders"])
+def test_vllm_takes_the_guide_and_it_allows_every_target(name, model_path):
+    """As the endpoint reads it and as an engine checks it, with the model's own tokens."""
+    task = tasks.load(name)
+    rows = data.load(task, "sample")
+    guide = answers.of(task, rows).guide
+    request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": "q"}], **guide)
+    params = SamplingParams(structured_outputs=request.structured_outputs)
+    validate_xgrammar_grammar(params)
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    info = xgrammar.TokenizerInfo.from_huggingface(tokenizer)
+    compiled = xgrammar.GrammarCompiler(info).compile_grammar(params.structured_outputs.grammar)
+    for row in rows["test"]:
+        matcher = xgrammar.GrammarMatcher(compiled)
+        for token in [*tokenizer(row["output"])["input_ids"], tokenizer.eos_token_id]:
+            assert matcher.accept_token(token), row
 
 
 @pytest.mark.parametrize(("kind", "said", "targets"), made(), ids=lambda each: getattr(each, "name", ""))
