@@ -226,8 +226,20 @@ def test_what_cannot_be_trained_and_served_is_refused_in_one_line(load, line, me
         (
             "report_to",
             "wandb",
-            "report_to='wandb': the package wandb is not installed; set it to none or tensorboard",
+            "report_to='wandb': WandbCallback requires wandb to be installed. Run `pip install wandb`. Or",
         ),
+        ("report_to", "mlflow", "report_to='mlflow': MLflowCallback requires mlflow to be installed. Run"),
+        (
+            "report_to",
+            "[tensorboard, trackio]",
+            "report_to=['tensorboard', 'trackio']: TrackioCallback requires",
+        ),
+        (
+            "report_to",
+            "tensorbord",
+            "report_to: Transformers does not know the tracker 'tensorbord'; did you mean",
+        ),
+        ("report_to", "[all, tensorboard]", "report_to=['all', 'tensorboard']: all stands alone; delete it"),
         (
             "resume_from_checkpoint",
             "saves/x",
@@ -261,6 +273,7 @@ def test_a_wrong_value_is_named_with_its_key(load, key, value, message):
         ("eval_strategy: no", "eval_strategy", "no"),  # false, to YAML 1.1
         ("lora_target: [q_proj, v_proj]", "lora_target", "q_proj,v_proj"),
         ("report_to: [tensorboard]", "report_to", "tensorboard"),
+        ("report_to: all", "report_to", "all"),
         ("report_to: none", "report_to", "none"),
         ("bf16: 'yes'", "bf16", True),
         ("run_name: 2024", "run_name", "2024"),

@@ -1,6 +1,7 @@
 """A training worker's folder, what is retried, and the note of a worker that was killed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,35 @@ with training.workspace(config_of(sys.argv[1])) as work:
     (work.out / "trained").write_text("so far")
     os.kill(os.getpid(), signal.SIGKILL)
 """
+TRACKED = """
+import sys
+from types import SimpleNamespace
+import ray.train
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+from tests.test_workspace import config_of
+from tutorial import training
+folder, name = sys.argv[1:]
+ray.train.get_context = lambda: SimpleNamespace(get_world_rank=lambda: 0)  # what Ray Train says on rank 0
+with training.workspace(config_of(folder)) as work:
+    work.out.mkdir()
+    args = {"output_dir": str(work.out), "report_to": [name], "run_name": "viggo-1", "trackio_space_id": None}
+    state, control = TrainerState(is_world_process_zero=True), TrainerControl()
+    args = TrainingArguments(**args)
+    tracker = get_reporting_integration_callbacks([name])[0]()
+    tracker.on_train_begin(args, state, control, model=None)
+    for state.global_step in (1, 2):
+        tracker.on_log(args, state, control, logs={"loss": 1 / state.global_step})
+    tracker.on_train_end(args, state, control)
+    work.adapter().to_directory(f"{folder}/checkpoint")
+"""
+TRACKERS = {  # what is installed for it, without what is here; the file that it leaves
+    "trackio": (
+        "trackio==0.43.0 gradio-client==2.7.2 orjson==3.13.0 python-multipart==0.0.34",
+        "trackio/*.db",
+    ),
+    "wandb": ("wandb==0.31.0", "wandb/offline-run-*/run-*.wandb"),
+}
 
 
 def config_of(folder):
@@ -123,3 +153,46 @@ def test_a_kill_without_a_step_after_it_is_no_fault(tmp_path):
     assert callbacks.fault(note) == {}
     note.write(json.dumps({"killed": {"step": 4, "time": 1.0}, "resumed": {"step": 3, "time": 9.5}}).encode())
     assert callbacks.fault(note)["recovery_s"] == 8.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRACKERS)
+def test_what_a_tracker_writes_goes_into_the_checkpoint(name, tmp_path):
+    packages, left = TRACKERS[name]
+    command = [
+        "uv",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "site"),
+        *packages.split(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "client error (Connect)" in done.stderr:
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stderr
+    for folder in ("home", "tmp", "current"):
+        (tmp_path / folder).mkdir()
+    env = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}",
+        "HOME": str(tmp_path / "home"),
+    }
+    env |= {"TMPDIR": str(tmp_path / "tmp"), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+    env |= {"WANDB_API_KEY": "a-secret" * 5, "HF_TOKEN": "a-secret"}
+    command = [sys.executable, "-c", TRACKED, str(tmp_path / "tmp"), name]
+    done = subprocess.run(
+        command, cwd=tmp_path / "current", env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    runs = tmp_path / "tmp" / "checkpoint" / "runs"
+    [file] = runs.glob(left)
+    assert b"train/loss" in file.read_bytes()
+    for each in runs.rglob("*"):
+        assert each.is_dir() or b"a-secret" not in each.read_bytes(), each
+    assert "a-secret" not in done.stdout + done.stderr
+    assert not (tmp_path / "tmp" / "mine-1").exists(), "the worker's own folder is deleted"
+    assert [each for part in ("home", "current") for each in (tmp_path / part).rglob("*.db")] == []
+    assert [each for part in ("home", "current") for each in (tmp_path / part).rglob("*.wandb")] == []

@@ -70,7 +70,7 @@ def answer(folder: Path, chat: Chat, rows: list[dict], max_tokens: int, **source
         source: `gguf_file`, if that is what the folder holds.
 
     Raises:
-        TutorialError: its chat template does not ask what the batch stage asked.
+        TutorialError: its chat template and tokenizer do not ask what the batch stage asked.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -79,13 +79,19 @@ def answer(folder: Path, chat: Chat, rows: list[dict], max_tokens: int, **source
     load = (PreTrainedTokenizerFast if source else AutoTokenizer).from_pretrained
     tokenizer = load(folder, padding_side="left", **source)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    texts = [
-        tokenizer.apply_chat_template(chat.messages(row), tokenize=False, add_generation_prompt=True)
-        for row in rows
-    ]
-    for row, text in zip(rows, texts, strict=True):
-        if text != (expected := chat.template.render(chat.messages(row))):
+    conversations = [chat.messages(row) for row in rows]
+    options = {"tokenize": False, "add_generation_prompt": True}
+    texts = [tokenizer.apply_chat_template(turns, **options) for turns in conversations]
+    for text, turns in zip(texts, conversations, strict=True):
+        if text != (expected := chat.template.render(turns)):
             raise TutorialError(f"{folder.name}: its chat template asks {text!r}, not {expected!r}")
+        ids, known = (
+            each(text, add_special_tokens=False)["input_ids"] for each in (tokenizer, chat.template.tokenizer)
+        )
+        if ids != known:
+            raise TutorialError(
+                f"{folder.name}: its tokenizer makes {ids} of {text!r}, the base model's {known}"
+            )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **source).to(device).eval()
     found = []

@@ -6,7 +6,6 @@ from dataclasses import fields
 from difflib import get_close_matches
 from enum import Enum
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -80,7 +79,7 @@ def load(path: Path, gpus: float | None = None) -> tuple[dict[str, Any], dict[st
     def refuse(key: str, why: str) -> None:
         raise TutorialError(f"{path.name}: {key}={args[key]!r}: {why}")
 
-    section, (kinds, known, hints, templates) = args.pop("ray", None), _llamafactory()
+    section, (kinds, known, hints, templates, trackers) = args.pop("ray", None), _llamafactory()
     for key in args:
         if key in WHY_NOT_HERE:
             refuse(key, f"{WHY_NOT_HERE[key]}; delete the key")
@@ -103,9 +102,19 @@ def load(path: Path, gpus: float | None = None) -> tuple[dict[str, Any], dict[st
         refuse("lora_target", "the engines take no LoRA on embeddings and output layers; leave them out")
     if args.get("template"):
         _check_known(path, args["template"], templates, "LLaMA-Factory does not know the template")
-    for name in (args.get("report_to") or "none").split(","):
-        if name.strip() not in ("none", "all") and not find_spec(name.strip()):
-            refuse("report_to", f"the package {name.strip()} is not installed; set it to none or tensorboard")
+    reported = [name.strip() for name in (args.get("report_to") or "none").split(",")]
+    args["report_to"] = reported if len(reported) > 1 else reported[0]
+    for name in reported:
+        if name in ("all", "none") and len(reported) > 1:
+            refuse("report_to", f"{name} stands alone; delete it or the others")
+        elif name not in ("all", "none"):
+            _check_known(path, name, trackers, "report_to: Transformers does not know the tracker")
+            try:
+                trackers[name]()
+            except (RuntimeError, ImportError) as error:
+                refuse("report_to", f"{one_line(error)} Or set it to tensorboard or none")
+    if "trackio" in reported:  # Transformers would make a Space on the Hugging Face hub for it
+        args.setdefault("trackio_space_id", None)
     args |= {"dataset": "train", "logging_first_step": True}
     if args.get("eval_dataset") or not args.get("val_size"):
         args["eval_dataset"] = "val"
@@ -164,10 +173,12 @@ def _check_known(path: Path, key: str, known: Iterable[str], problem: str) -> No
 
 
 @cache
-def _llamafactory() -> tuple[list[type], dict[str, Any], dict[str, Any], Iterable[str]]:
-    """LLaMA-Factory's dataclasses that check themselves, defaults and types of all keys, the templates."""
+def _llamafactory() -> tuple[list[type], dict[str, Any], dict[str, Any], Iterable[str], dict[str, type]]:
+    """LLaMA-Factory's dataclasses that check themselves, defaults and types of all keys, the templates, and
+    the callbacks of Transformers' trackers."""
     from llamafactory import hparams  # imported here: it takes seconds
     from llamafactory.data.template import TEMPLATES
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     kinds = [hparams.DataArguments, hparams.FinetuningArguments, hparams.GeneratingArguments]
     kinds.append(hparams.ModelArguments)
@@ -178,4 +189,5 @@ def _llamafactory() -> tuple[list[type], dict[str, Any], dict[str, Any], Iterabl
         known,
         {key: hint for kind in every for key, hint in get_type_hints(kind).items()},
         TEMPLATES,
+        INTEGRATION_TO_CALLBACK,
     )

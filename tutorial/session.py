@@ -117,7 +117,7 @@ class Run:
         ray_args["num_workers"] = self.settings.workers or ray_args["num_workers"]
         cluster.check_fits(self.resources, ray_args["num_workers"], ray_args["resources_per_worker"])
         self.storage.publish(path.parent, "recipe", [path.name])
-        return args | {"seed": self.settings.seed}, ray_args
+        return {"run_name": self.name} | args | {"seed": self.settings.seed}, ray_args
 
     def publish_rows(self, splits: dict[str, list[dict]], columns: dict[str, str]) -> Place:
         """Write the rows and LLaMA-Factory's `dataset_info.json` to the storage; see `data.write`."""

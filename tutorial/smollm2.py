@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from tokenizers.decoders import ByteLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 
@@ -19,6 +20,9 @@ def convert(gguf: Path, target: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The GGUF names the token that opens a turn as the end of the text; a turn ends with <|im_end|>.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # noqa: S105
+    # It is a BPE of bytes. What SentencePiece adds would make other converters take it for one of its own.
+    tokenizer.backend_tokenizer.model.byte_fallback = False
+    tokenizer.backend_tokenizer.decoder = ByteLevel()
     tokenizer.save_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     model.save_pretrained(target)

@@ -1,7 +1,9 @@
 """What surrounds the training loop on a worker: its files, resuming, metrics; and what the training left."""
 
 import json
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ from tutorial.files import Place
 
 # A second attempt would meet the same error. (PyTorch's own, such as out of memory, are RuntimeErrors.)
 PERMANENT = (TypeError, ValueError, LookupError, AttributeError, ImportError, NotImplementedError)
+# Where trackers keep their files unless the environment says it; the worker's current folder is deleted.
+TRACKERS = {"WANDB_DIR": "{}", "TRACKIO_DIR": "{}/trackio", "MLFLOW_TRACKING_URI": "sqlite:///{}/mlflow.db"}
 SHOWN = ("loss", "eval_loss", "epoch")
 
 
@@ -40,6 +44,10 @@ class Workspace:
             "output_dir": str(self.out),
             "cache_dir": str(folder / "cache"),  # the datasets library would keep the rows in the home folder
         }
+        self.tracked = folder.parent / "tracked"  # of all attempts on this machine
+        self.tracked.mkdir(exist_ok=True)
+        for name, place in TRACKERS.items():
+            os.environ.setdefault(name, place.format(self.tracked))
         self.callbacks = [make() for make in config["callbacks"]]
 
     def restore(self, checkpoint: Checkpoint) -> str:
@@ -65,6 +73,9 @@ class Workspace:
             return None
         for reported in self.out.glob("checkpoint-*"):
             shutil.rmtree(reported)
+        if wandb := sys.modules.get("wandb"):  # it ends its run with the process, which Ray Train kills
+            wandb.finish()
+        shutil.copytree(self.tracked, self.out / "runs", dirs_exist_ok=True)  # beside TensorBoard's
         return Checkpoint.from_directory(self.out)
 
 
