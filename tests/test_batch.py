@@ -1,8 +1,9 @@
 """Rows on their way through batch inference, without an engine."""
 
+import pyarrow
 import pytest
 
-from tutorial import batch
+from tutorial import batch, template
 
 ROWS = [{"input": "a", "output": "x"}, {"input": "b", "output": "y"}]
 
@@ -19,6 +20,19 @@ def test_every_row_is_asked_of_every_system_under_a_number_of_its_own():
     ]
     assert not any(each["few_shot"] for each in asked)
     assert asked[-1]["more"] == 1
+
+
+def test_a_conversation_is_asked_as_it_was_trained():
+    """Through Arrow, also if a block of rows has no history, and in the processes of Ray's workers."""
+    history = [["one", "two"], ["three\n", "{}"]]
+    rows = [row | {"instruction": "", "history": each} for row, each in zip(ROWS, (history, []), strict=True)]
+    asked = batch.questions(rows, {"base": {"model": "m"}})
+    for row, question in zip(rows, asked, strict=True):
+        (block,) = pyarrow.Table.from_pylist([question]).to_pylist()
+        assert template.turns(block) == template.turns(row)
+    schemas = {pyarrow.Table.from_pylist([question]).schema for question in asked}
+    assert len(schemas) == 1
+    assert [turn["content"] for turn in template.turns(asked[0])][:4] == ["one", "two", "three\n", "{}"]
 
 
 @pytest.mark.parametrize("bad", ["", " \n", None, 5])

@@ -1,5 +1,6 @@
 """Rows on their way through batch inference: the questions, what is kept of an answer, and all answers."""
 
+import json
 from collections import UserDict
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +15,12 @@ def questions(rows: list[Row], systems: dict[str, dict]) -> list[Row]:
     """Every row for every system, with an `id` from 0.
 
     Args:
-        rows: with `input` and `output`.
+        rows: with `input` and `output`. A `history` becomes a text of JSON: Arrow has no type for lists that
+            are all empty, and each block of rows has its own.
         systems: by name: `model`, and `few_shot` and `guided` if they are true.
     """
     plain = {"few_shot": False, "guided": False}
+    rows = [row | {name: json.dumps(row[name]) for name in ("history",) if name in row} for row in rows]
     asked = [row | plain | system | {"system": name} for name, system in systems.items() for row in rows]
     return [question | {"id": number} for number, question in enumerate(asked)]
 

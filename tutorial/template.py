@@ -1,5 +1,6 @@
 """The chat template of the model in use, fitted so that the endpoint and ray.data.llm make the same of it."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -166,12 +167,11 @@ class ChatTemplate:
 
 def turns(row: Row) -> list[dict[str, str]]:
     """A row's conversation, from its first question to its answer."""
-    history = row.get("history")  # None, a list, or an array of Ray Data's
-    pairs = [*(() if history is None else history), (row["input"], row.get("output", ""))]
+    history = row.get("history", [])
+    history = json.loads(history) if isinstance(history, str) else history  # see batch.questions
+    pairs = [*history, (row["input"], row.get("output", ""))]
     return [
-        kind | {"content": str(each)}
-        for pair in pairs
-        for kind, each in zip((USER, ANSWER), pair, strict=True)
+        kind | {"content": each} for pair in pairs for kind, each in zip((USER, ANSWER), pair, strict=True)
     ]
 
 
