@@ -4,6 +4,7 @@
 # make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
 # make slow   small runs of the GPU benchmarks              make test-faults  cause each fault of the notebook's table
 # make links  are the page's links to other sites alive?     make deploy-check  deploy/ by Anyscale's and KubeRay's
+# make test-models  the notebook with a small model of each family
 # make test-production  a job, a service, and load on it     make clean  delete out/ and the environments
 PYTHON ?= python3
 SHELL := /bin/bash
@@ -27,7 +28,7 @@ export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 endif
 
-.PHONY: run export gguf test test-faults test-production slow deploy-check lint page docs links locks clean
+.PHONY: run export gguf test test-faults test-models test-production slow deploy-check lint page docs links locks clean
 run: .venv/.ready
 	python -m tutorial.run
 
@@ -58,6 +59,10 @@ test-faults: .venv/.ready
 
 test-production: .venv/.ready
 	pytest -q -m production --durations=0
+
+# The table of base models in docs/configuration.md.
+test-models: .venv/.ready
+	pytest -q -m models --models-json=benchmarks/results/models-cpu.json --durations=0
 
 lint: .venv/.ready .venv-docs/.ready
 	ruff check --quiet .

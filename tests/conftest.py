@@ -89,3 +89,4 @@ def results():
 
 def pytest_addoption(parser):
     parser.addoption("--faults-json", help="where tests/faults writes what it saw")
+    parser.addoption("--models-json", help="where tests/test_families.py writes what it saw")
