@@ -3,7 +3,7 @@
     python -m benchmarks.footprint [--limit-gib 8] [--small] run
 
 The target is made in a fresh clone with an empty HOME and TMPDIR, in a pseudo-terminal, and in a control
-group with this limit of memory. Writes JSON: seconds; the peak of memory that cannot be reclaimed, and with
+group with this limit of memory. Writes JSON: the peak of memory that cannot be reclaimed, and with
 the page cache; processes that the kernel killed for want of memory; the peak of disk below each of the three
 folders; the longest time in seconds in which the terminal showed nothing.
 """
@@ -127,10 +127,9 @@ def measure(target: str, limit_gib: float, **env: str) -> dict[str, Any]:
         seconds, kills = time.monotonic() - start, group.kills()
         group.folder.rmdir()
         if status:
-            sys.exit(f"make {target} failed: {shown[-3000:]}")
+            sys.exit(f"{shown}\nmake {target} failed after {seconds:.0f} s, {kills} processes were killed")
     return {
         "limit_gib": limit_gib,
-        "seconds": round(seconds),
         "peak_gib": round(group.held / 2**30, 2),
         "peak_with_cache_gib": round(group.usage / 2**30, 2),
         "killed": kills,
@@ -147,8 +146,9 @@ def main() -> None:
     parser.add_argument("--limit-gib", type=float, default=8)
     parser.add_argument("--small", action="store_true", help="few rows, and JSON in out/")
     args = parser.parse_args()
+    (ROOT / "out").mkdir(exist_ok=True)
     found = measure(args.target, args.limit_gib, **(SMALL if args.small else {}))
-    print(found.pop("shown")[-1500:])
+    (ROOT / "out" / f"footprint-{args.target}.log").write_text(found.pop("shown"))
     out = ROOT / "out" / RESULTS.name if args.small else RESULTS
     known = json.loads(out.read_text()) if out.is_file() else {}
     stage.write(out, known | {"stamp": stage.stamp({}), args.target: found})

@@ -15,6 +15,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.stats import beta
 
+from tutorial.machine import MEMORY
 from tutorial.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +90,7 @@ def context() -> dict[str, Any]:
         "defaults": {name.upper(): field.default for name, field in Settings.model_fields.items()},
         "cpu_versions": pinned(ROOT / "requirements" / "cpu.in"),
         "gpu_versions": pinned(ROOT / "requirements.txt"),
+        "memory_gib": MEMORY / 2**30,
     }
 
 

@@ -204,11 +204,13 @@ def test_the_dashboards_of_ray_have_data(service_of_a_job, prometheus, cluster, 
     """Each query of a panel, asked as Grafana does if all models, workers and deployments are chosen."""
     if prometheus is None:
         pytest.skip("no Prometheus here (Debian: apt-get install prometheus)")
-    begun = time.time()
+    begun, chats = time.time(), questions(stored[1])
+    # Only whole blocks of tokens are cached, of 128 on a CPU: one question must be longer.
+    chats.append([{"role": "user", "content": " ".join(turns[1]["content"] for turns in chats)}])
     while time.time() - begun < 40:  # some scrapes
-        for asked in questions(stored[1]):
+        for messages in chats:
             service_of_a_job.chat.completions.create(
-                model=f"{model.PACKAGED}:{RUN}", messages=asked, max_tokens=40
+                model=f"{model.PACKAGED}:{RUN}", messages=messages, max_tokens=40
             )
     empty, asked = [], 0
     for name in ("serve_llm", "data_llm"):

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.text import Text
 
 from tutorial import PRINTED_S, PROGRESS
@@ -18,23 +19,25 @@ class Terminal:
 
     def __init__(self):
         self._console = Console(highlight=False)
-        self._live = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._status = self._console.status("")
+        replaces = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if replaces else None
         self._stage, self._now, self._bar, self._rest = "", "the kernel starts", "", ""
         self._start = self._said = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> "Terminal":
+        if self._live:
+            self._live.start()
         self._thread.start()
-        self._status.start()
         return self
 
     def __exit__(self, *error) -> None:
         self.end()
         self._over.set()
         self._thread.join()
-        self._status.stop()
+        if self._live:
+            self._live.stop()
 
     def say(self, text: str, stamp: bool = False) -> None:
         """Print a line that stays; with the seconds since the start if `stamp`."""
@@ -43,12 +46,13 @@ class Terminal:
 
     def stage(self, heading: str) -> None:
         """Begin a stage."""
-        self._stage, self._now = heading, ""
+        self._stage = heading
+        self._replace(heading)
         self.say(heading, stamp=True)
 
     def now(self, cell: str) -> None:
         """Begin a cell."""
-        self._now = f"{self._stage}: {cell}"
+        self._replace(f"{self._stage}: {cell}")
 
     def hear(self, message: dict[str, Any]) -> None:
         """Show what a cell prints, and the state of its progress line: a message of the notebook's kernel."""
@@ -58,7 +62,8 @@ class Terminal:
             for line in lines:
                 self.say(f"    {line}")
         elif str((content.get("transient") or {}).get("display_id")).startswith(PROGRESS):
-            self._now = self._bar = content["data"]["text/plain"]
+            self._bar = content["data"]["text/plain"]
+            self._replace(self._bar)
 
     def end(self, **cell: Any) -> None:
         """End a cell: the last state of its progress line stays, and what it printed without a line's end."""
@@ -68,10 +73,15 @@ class Terminal:
             self.say(self._bar, stamp=True)
         self._rest = self._bar = ""
 
+    def _replace(self, text: str) -> None:
+        self._now = text
+        if self._live:
+            self._live.update(self._stamped(text), refresh=True)
+
     def _follow(self) -> None:
         while not self._over.wait(1):
             if self._live:
-                self._status.update(self._stamped(self._now))
+                self._replace(self._now)
             elif self._now and time.monotonic() - self._said >= PRINTED_S:
                 self.say(self._now, stamp=True)
 
