@@ -169,8 +169,9 @@ def serving(application: str) -> AbstractContextManager[None]:
 
 
 def _bar(done: int, total: int, elapsed: float, **texts: Any) -> str:
-    form = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt} of {total_fmt} {unit}, {elapsed}, {remaining} left"
-    return tqdm.format_meter(done, total, elapsed, bar_format=f"{form}{{postfix}}", **texts)
+    time_of_it = "{remaining} left" if done < total else "{elapsed}"  # short: a terminal has 80 columns
+    form = f"{{desc}} {{bar:5}} {{n_fmt}} of {{total_fmt}} {{unit}}, {time_of_it}{{postfix}}"
+    return tqdm.format_meter(done, total, elapsed, bar_format=form, **texts)
 
 
 def _since(start: float) -> str:
