@@ -3,10 +3,10 @@
     python -m benchmarks.accuracy --data DATA
 
 Runs README.ipynb up to its batch stage once for each candidate: gpu profile, one GPU, all rows,
-benchmarks/lora_sft_smollm2.yaml, whose settings were chosen on `val` alone. A candidate is a seed, and what
-else `--try` lays over the recipe. As many run at once as there are GPUs. Prints a table and writes JSON:
-strict exact match on `val` and on `test`, free and guided by a grammar, the loss on `val`, the seconds of
-each stage, and the mean and spread over the candidates.
+benchmarks/lora_sft_smollm2.yaml, whose settings were chosen on `val` alone. A candidate is a seed, whether to
+`kill` a worker, and what else `--try` lays over the recipe. As many run at once as there are GPUs. Prints a
+table and writes JSON: strict exact match on `val` and on `test`, free and guided by a grammar, the loss on
+`val`, the seconds of each stage, and the mean and spread over the candidates.
 """
 
 import os
@@ -99,9 +99,9 @@ def main(argv: list[str] | None = None) -> None:
         # A short path: Ray makes sockets there, and the length of theirs has a limit.
         with tempfile.TemporaryDirectory(prefix="s-") as folder:
             path = Path(folder, "recipe.yaml")
-            seed = str(overrides.pop("seed", 0))
+            seed, kill = str(overrides.pop("seed", 0)), str(int(overrides.pop("kill", False)))
             path.write_text(yaml.safe_dump(recipe | overrides), encoding="utf-8")
-            env = {"RECIPE": str(path), "SEED": seed, "KILL_WORKER": "0", "PORT": ""}
+            env = {"RECIPE": str(path), "SEED": seed, "KILL_WORKER": kill, "PORT": ""}
             return common.alone(one, env=own | env | {"RAY_TMPDIR": folder, "CUDA_VISIBLE_DEVICES": gpu})
 
     started = on_gpus(start, args.candidates, gpus.split(","))

@@ -130,7 +130,8 @@ def vllm_serve(args: argparse.Namespace, model_path: Path, adapter: Path, _: dic
 @contextlib.contextmanager
 def ray_serve(args: argparse.Namespace, model_path: Path, adapter: Path, given: dict) -> Iterator[Service]:
     """The notebook's service."""
-    sections = {"engine": args.engine} | {key: given.get(key, {}) for key in ("serving", "ingress")}
+    sections = {key: given.get(key, {}) for key in ("engine", "serving", "ingress")}
+    sections["engine"] = args.engine | sections["engine"]
     profile = common.profile(args.cpu, model_path, sections, min_replicas=1, max_replicas=1)
     with common.served(profile, adapter, args.port) as (_, key):
         yield Service(f"http://127.0.0.1:{args.port}", key, f"{model_path.name}:{common.ADAPTER}", model_path)

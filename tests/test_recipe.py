@@ -14,6 +14,7 @@ MAY_DIFFER = {
     "model_name_or_path",
     "cutoff_len",
     "packing",
+    "neat_packing",
     "enable_liger_kernel",
     "per_device_train_batch_size",
     "per_device_eval_batch_size",

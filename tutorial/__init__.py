@@ -19,6 +19,7 @@ replica   the engine's process                      run       `make run`; cells 
 progress  a line that says how far a call is        terminal  what `make run` says
 export    `make export`: the merged model          merged    an adapter and its base model as one
 hub       a model card, and the push                gguf      `make gguf`: for Ollama and llama.cpp
+gpus      the memory of GPUs, and what fits
 smollm2, quickstart  the small model, and a faster start of its engine
 """
 

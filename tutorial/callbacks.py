@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 import ray.train
+import torch
 from transformers import TrainerCallback
 
-from tutorial import progress
+from tutorial import gpus, progress
 from tutorial.files import Place
 
 NOTE = "training-fault.json"  # in the storage: what happened to the worker that was killed
@@ -49,6 +50,21 @@ class KillWorker(TrainerCallback):
     def _write(self, news: dict) -> None:
         self.seen |= news
         self.note.write(json.dumps(self.seen).encode())
+
+
+class Memory(TrainerCallback):
+    """Watch the memory of this worker's GPU, whoever uses it; `peak` in GiB, 0 without one."""
+
+    peak = 0.0
+
+    def gpu(self) -> gpus.Gpu | None:
+        """This worker's GPU. Ray Train lets a worker see all that its machine's workers have."""
+        return gpus.visible()[torch.cuda.current_device()] if torch.cuda.is_available() else None
+
+    def on_log(self, args, state, control, **kwargs):
+        """Transformers' hook: every few steps, and after an evaluation. PyTorch keeps what it once took."""
+        if gpu := self.gpu():
+            self.peak = max(self.peak, gpu.total - gpu.free)
 
 
 class Progress(TrainerCallback):

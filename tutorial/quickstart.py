@@ -1,6 +1,6 @@
-"""A faster start of Ray Serve LLM's replica on a small machine; `profiles/cpu.yaml` names it.
+"""A faster start of Ray Serve LLM's replica; the profiles name it.
 
-Each process that imports vLLM takes 10 to 15 seconds on two cores, and Ray starts them one after the other.
+Each process that imports vLLM takes 10 to 15 seconds, and Ray starts them one after the other.
 This depends on the inside of Ray 2.58: a step that fails with another version is left out, and the start is
 slower.
 """
@@ -37,7 +37,9 @@ class QuickStart(Callback):
         On CPUs Ray replaces that by `mp` whenever it reads its engine's configuration (ray#58334). So the
         configuration, an object of this replica alone, gets a subclass of its class.
         """
-        asked = self.llm_config.engine_kwargs["distributed_executor_backend"]
+        asked = self.llm_config.engine_kwargs.get("distributed_executor_backend")
+        if not asked:
+            return
         config = self.llm_config.get_engine_config()
 
         class AsAsked(type(config)):

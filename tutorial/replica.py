@@ -99,8 +99,9 @@ class Server(LLMServer):
         return self._ask(super().completions, request, raw_request_info)
 
     async def _ask(self, ask, request, info) -> AsyncGenerator:
-        if model := serve.get_multiplexed_model_id():
-            await self.adapters.check(model.partition(":")[2])
+        model = serve.get_multiplexed_model_id()
+        # Beside the request: the first piece waits for both.
+        checked = asyncio.create_task(self.adapters.check(model.partition(":")[2]))
         guided = any(getattr(request, name, None) for name in GUIDES)
         if request.stream and guided:
             await self._try(ask, request, info)
@@ -108,6 +109,7 @@ class Server(LLMServer):
             pieces = await ask(request, info)
         try:
             async for piece in pieces:
+                await checked
                 if isinstance(piece, list) and any(str(each).startswith(ERROR.decode()) for each in piece):
                     await self._try(ask, request, info)
                 yield piece

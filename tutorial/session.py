@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tutorial import STARTED, adapters, answers, cluster, data, model, recipe, settings, stage
+from tutorial import STARTED, adapters, answers, cluster, data, gpus, model, recipe, settings, stage
 from tutorial.files import Place
 from tutorial.progress import around
 from tutorial.score import Kind
@@ -110,12 +110,14 @@ class Run:
         """The profile's recipe as LLaMA-Factory's arguments and Ray Train's; a copy goes to the storage.
 
         Raises:
-            TutorialError: the recipe is wrong, or its workers do not fit into the cluster.
+            TutorialError: the recipe is wrong, or the cluster or a GPU is too small for it.
         """
         path = ROOT / self.profile.recipe
         args, ray_args = recipe.load(path, gpus=self.resources.get("GPU", 0))
         ray_args["num_workers"] = self.settings.workers or ray_args["num_workers"]
         cluster.check_fits(self.resources, ray_args["num_workers"], ray_args["resources_per_worker"])
+        if ray_args["use_gpu"]:
+            gpus.check(self.model_path, args, self.profile.engine, ray_args["num_workers"])
         self.storage.publish(path.parent, "recipe", [path.name])
         return {"run_name": self.name} | args | {"seed": self.settings.seed}, ray_args
 

@@ -57,7 +57,7 @@ class Profile(BaseModel, extra="forbid"):
 class Settings(BaseSettings, env_ignore_empty=True, extra="ignore", env_file_encoding="utf-8-sig"):
     """What a user may set; `.env.example` explains each. Empty values count as unset."""
 
-    profile: Literal["cpu", "gpu"] | None = None
+    profile: Literal["cpu", "gpu", "gpu-12gb"] | None = None
     # Without `--`, which Ray Serve reads as `/`; nor `-` at the end, as `<run name>-earlier` is served too.
     run_name: str | None = Field(None, pattern="^[a-z0-9]+(-[a-z0-9]+)*$", min_length=3, max_length=63)
     resume: bool = False

@@ -15,7 +15,7 @@ import ray.train
 from ray.train import Checkpoint, Result
 from torch import distributed
 
-from tutorial import TutorialError, callbacks, model, stage
+from tutorial import TutorialError, callbacks, gpus, model, stage
 from tutorial.files import Place
 
 # A second attempt would meet the same error. (PyTorch's own, such as out of memory, are RuntimeErrors.)
@@ -31,8 +31,10 @@ class Workspace:
     Attributes:
         paths: LLaMA-Factory's arguments that name folders: the base model, the rows, the output, the cache.
         callbacks: what the trainer calls besides Ray's own callback.
-        finished: whether the checkpoint that was restored is the trained adapter, so no step is left.
-        mistake: an error that every attempt would meet, in one line. The training loop returns it.
+        finished: whether no step is left or can be made: the checkpoint that was restored is the trained
+            adapter, or there is a mistake.
+        mistake: an error that every attempt would meet, in one line, such as a GPU that is too small. The
+            training loop returns it.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]):
@@ -48,7 +50,11 @@ class Workspace:
         self.tracked.mkdir(exist_ok=True)
         for name, place in TRACKERS.items():
             os.environ.setdefault(name, place.format(self.tracked))
-        self.callbacks = [make() for make in config["callbacks"]]
+        self.memory = callbacks.Memory()
+        self.callbacks = [*(make() for make in config["callbacks"]), self.memory]
+        if gpu := self.memory.gpu():
+            self.mistake = gpus.lacks(Path(self.paths["model_name_or_path"]), config["args"], gpu) or None
+            self.finished = bool(self.mistake)
 
     def restore(self, checkpoint: Checkpoint) -> str:
         """Copy a checkpoint of an earlier attempt to this machine; the folder to resume from."""
@@ -59,12 +65,14 @@ class Workspace:
         return str(last / "checkpoint")
 
     def metrics(self) -> dict[str, float]:
-        """The last loss, validation loss and epoch, steps done and planned, workers; {} but on rank 0."""
-        if ray.train.get_context().get_world_rank() != 0:
+        """The last loss, validation loss and epoch, steps done and planned, workers, and the most GiB in use
+        of this worker's GPU; {} but on rank 0, or after a mistake."""
+        if ray.train.get_context().get_world_rank() != 0 or self.mistake:
             return {}
         state = json.loads((self.out / "trainer_state.json").read_text())
         found = {key: entry[key] for entry in state["log_history"] for key in SHOWN if key in entry}
         found |= {"steps": state["global_step"], "steps_planned": state["max_steps"]}
+        found |= {"gpu_gib": round(self.memory.peak, 1)} if self.memory.peak else {}
         return found | {"workers": ray.train.get_context().get_world_size()}
 
     def adapter(self) -> Checkpoint | None:
