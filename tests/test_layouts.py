@@ -155,6 +155,7 @@ def test_columns_that_do_not_say_what_they_are(names, message, tmp_path):
     content = TYPES["CSV"]([dict.fromkeys(names, "one")] * 3)
     said = one_line_error(f"mine.csv: {message}", read, content, tmp_path, name="mine.csv")
     assert HOW in said
+    assert one_line_error("mine.csv: ", data.choose, None, str(tmp_path / "mine.csv")) == said  # at the start
     # And that is how to say it.
     (tmp_path / "mine.yaml").write_text(f"columns: {{prompt: {names[0]}, response: {names[-1]}}}\n")
     with pytest.raises(Exception, match="too few different questions"):

@@ -4,7 +4,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Iterable
-from itertools import chain, combinations, islice
+from itertools import chain, combinations
 from pathlib import Path
 
 import pyarrow.parquet
@@ -26,15 +26,16 @@ def choose(name: str | None, source: str | None) -> Task:
     task's. Then the task is made from `DATA`, whose name it has.
 
     Raises:
-        TutorialError: the task or the rows cannot be read.
+        TutorialError: the task or the rows cannot be read, or the columns do not say what they are.
     """
     task = tasks.load(name or tasks.DEFAULT)
     if name or source in {None, SAMPLE}:
         return task
+    plain = Task.plain(slug(source))
     try:
         file = next(iter(sources.find(source).values()))[0]
         with file.open() as stream:
-            head = list(islice(tables.read(stream, file.name)[1], reader.HEAD))
+            head, _ = reader.begin(tables.read(stream, file.name)[1], file.name, plain)
     except UNREADABLE as error:
         raise sources.unreadable(source, error) from None
     read = task.row_reader(task.layout())
@@ -44,7 +45,7 @@ def choose(name: str | None, source: str | None) -> Task:
             return task
         except ValueError:
             pass
-    return Task.plain(slug(source))
+    return plain
 
 
 def load(

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from tutorial import TutorialError, one_line, tables
-from tutorial.layouts import Row
+from tutorial.layouts import Layout, Row
 from tutorial.sources import UNREACHABLE, UNREADABLE, File, unreadable
 from tutorial.tasks import Task
 
@@ -30,6 +30,21 @@ def of_files(
         found["file"] = f"{files[0].name} and {len(files) - 1} more"
 
 
+def begin(raws: Iterator[tables.Raw], file: str, task: Task) -> tuple[list[tables.Raw], Layout | None]:
+    """The first rows of a file, and how they are laid out; None if no row has columns. TutorialError, naming
+    the `file`, if neither the task nor the columns say so."""
+    head, names = [], {}
+    for raw in raws:  # until there is a row with columns; a row may lack some of them
+        head.append(raw)
+        names |= dict.fromkeys(raw.value if isinstance(raw.value, dict) else ())
+        if names and len(head) >= HEAD:
+            break
+    try:
+        return head, task.layout(names) if names or task.columns else None
+    except TutorialError as error:
+        raise TutorialError(f"{file}: {error}") from None
+
+
 def parse(
     stream: BufferedReader,
     file: str,
@@ -44,16 +59,7 @@ def parse(
             line or number from 1, is bad and `rejected` is None.
     """
     kind, raws = tables.read(stream, file)
-    head, names = [], {}
-    for raw in raws:  # until there is a row with columns; a row may lack some of them
-        head.append(raw)
-        names |= dict.fromkeys(raw.value if isinstance(raw.value, dict) else ())
-        if names and len(head) >= HEAD:
-            break
-    try:
-        layout = task.layout(names) if names or task.columns else None
-    except TutorialError as error:
-        raise TutorialError(f"{file}: {error}") from None
+    head, layout = begin(raws, file, task)
     read, good, first = task.row_reader(layout), 0, ""
     for raw in chain(head, raws):
         try:
