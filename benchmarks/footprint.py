@@ -134,6 +134,7 @@ def measure(target: str, limit_gib: float, **env: str) -> dict[str, Any]:
         "peak_with_cache_gib": round(group.usage / 2**30, 2),
         "killed": kills,
         "disk_gib": {name: round(size / 2**30, 2) for name, size in peaks.items()},
+        "disk_total_gib": round(sum(peaks.values()) / 2**30, 2),
         "silence_s": round(silence, 1),
         "shown": shown,
     }
