@@ -7,6 +7,7 @@ import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
+from typing import ClassVar
 
 import pandas as pd
 import peft
@@ -286,3 +287,59 @@ def test_a_token_that_the_hub_does_not_take_is_told_in_one_line(tmp_path):
     code, line = command(env | {"HF_ENDPOINT": "http://127.0.0.1:9"}, "--push-to", "owner/name")
     assert code == 1
     assert line.startswith("TutorialError: PUSH_TO=owner/name: ")
+
+
+class Taking(BaseHTTPRequestHandler):
+    """As much of the hub's protocol as a push of small files uses; `said` are the requests."""
+
+    said: ClassVar[list] = []
+
+    def do_GET(self):
+        self.reply({"name": "owner", "type": "user", "auth": {}, "orgs": []})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.said.append((self.path, self.headers["Authorization"], body))
+        if self.path.endswith("/preupload/main"):
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            return self.reply({"files": files})
+        url = f"http://{self.headers['Host']}/owner/name"
+        self.reply({"url": url, "commitUrl": url, "commitOid": "0" * 40, "errors": [], "warnings": []})
+
+    def reply(self, found):
+        content = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_push_makes_a_private_model_of_the_folder(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"a": 1}')
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    server = HTTPServer(("127.0.0.1", 0), Taking)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    env = os.environ | {"HF_TOKEN": "hf_secret", "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")}
+    program = "import pathlib, sys; from tutorial import hub; "
+    program += "print(hub.Hub('owner/name').push(pathlib.Path(sys.argv[1])))"
+    command = [sys.executable, "-c", program, str(tmp_path / "model")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == f"{url}/owner/name"
+    asked = {path: body for path, key, body in Taking.said if key == "Bearer hf_secret"}
+    made = json.loads(asked["/api/repos/create"])
+    assert (made["name"], made["organization"], made["visibility"]) == ("name", "owner", "private")
+    [commit] = [body for path, body in asked.items() if path.endswith("/commit/main")]
+    lines = [json.loads(line) for line in commit.splitlines()]
+    assert {line["value"]["path"] for line in lines if line["key"] == "file"} == {"config.json", "README.md"}
+    assert "hf_secret" not in done.stdout + done.stderr
