@@ -396,7 +396,7 @@ def test_rows_that_stand_in_two_splits_are_counted():
         {"train": [first, second, second], "val": [third, first], "test": [second, third, other]}
     )
     assert said == (
-        "2 of 3 test rows have an answer that stands in train too; rows that stand in two splits: "
+        "2 of 3 test rows have an answer that also occurs in train; rows that occur in two splits: "
         "1 in train and val, 1 in train and test, 1 in val and test"
     )
 
@@ -419,7 +419,7 @@ def test_the_sample_stands_in_for_a_source_that_cannot_be_reached(kind, capsys, 
     assert time.monotonic() - start < 10
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert "using the embedded sample" in said
+    assert "using synthetic data" in said
     assert not rejected.exists()
     server.close()
 

@@ -101,7 +101,7 @@ def load(
         unreachable = type(error) in UNREACHABLE and not splits
         if source or not (sample_allowed and task.sample and unreachable):
             raise sources.unreadable(address, error) from None
-        print(f"{address} cannot be reached within {sources.TIMEOUT_S} s: using the embedded sample.")
+        print(f"{address} cannot be reached within {sources.TIMEOUT_S} s: using synthetic data.")
         return load(task, SAMPLE, counts=counts, seed=seed)
     if rejected and rejected.exists():
         bad = rejected.read_bytes().count(b"\n")
@@ -167,8 +167,8 @@ def overlap(splits: dict[str, list[Row]]) -> str:
     known = {output for _, output in pairs["train"]}
     shared = sum(row["output"] in known for row in splits["test"])
     return (
-        f"{shared} of {len(splits['test'])} test rows have an answer that stands in train too; "
-        f"rows that stand in two splits: {', '.join(twice)}"
+        f"{shared} of {len(splits['test'])} test rows have an answer that also occurs in train; "
+        f"rows that occur in two splits: {', '.join(twice)}"
     )
 
 
