@@ -102,9 +102,7 @@ class Server(LLMServer):
         model = serve.get_multiplexed_model_id()
         # Beside the request: the first piece waits for both.
         checked = asyncio.create_task(self.adapters.check(model.partition(":")[2]))
-        checked.add_done_callback(
-            lambda task: task.cancelled() or task.exception()
-        )  # if nothing waits for it
+        checked.add_done_callback(lambda task: task.cancelled() or task.exception())  # else Python warns
         guided = any(getattr(request, name, None) for name in GUIDES)
         if request.stream and guided:
             await self._try(ask, request, info)
