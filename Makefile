@@ -42,7 +42,7 @@ gguf: .venv/.ready .gguf/.ready
 
 test: .venv/.ready lint docs deploy-check
 	rm -f out/results.json
-	TRAIN_ROWS=$${TRAIN_ROWS:-400} VAL_ROWS=16 TEST_ROWS=40 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
+	TRAIN_ROWS=$${TRAIN_ROWS:-400} VAL_ROWS=16 TEST_ROWS=24 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	pytest -q
 	$(DOCS_BIN)/pytest -q --confcutdir=tests/browser tests/browser
 
