@@ -12,8 +12,10 @@ adapters  what is published of an adapter           training  what surrounds the
 answers   their kind, found or said: `meanings`, `labels`, `objects` (JSON) or `text`, one room each
 targets   what a task's file says of its answers    schema    JSON answers, their schema and its grammar
 score     how good the answers are                  intervals how sure a score is
-plots     pictures and tables
-stage     errors in one line, seconds, results.json serving   starts a service and watches it
+plots     pictures and tables                       batch     questions and answers of batch inference
+session   a run: its storage, seconds, results.json stage     errors in one line; writes results.json
+callbacks what the trainer calls after each step    serving   starts a service, asks it, watches it
+machine   cores, memory and disk of this machine
 endpoint  the service: keys, models, answers        door      checks of a request; errors in one envelope
 replica   the engine's process                      run       `make run`; cells by name
 progress  a line that says how far a call is        terminal  what `make run` says
