@@ -3,7 +3,8 @@
     python -m docs.render
 
 A template holds no figure of its own. Its variables are those of `context`: the JSON files of
-benchmarks/results/ by their names, results.json as `run`, the profiles, the recipes and the pinned versions.
+benchmarks/results/ by their names, results.json as `run`, what is computed from benchmarks/prices.yaml, the
+profiles, the recipes and the pinned versions.
 """
 
 import json
@@ -65,6 +66,35 @@ def machine(result: dict[str, Any]) -> str:
     return f"{WORDS.get(count, count)} {kind}"
 
 
+def costs(found: dict[str, Any], prices: dict[str, Any]) -> list[dict[str, Any]]:
+    """The machines of benchmarks/prices.yaml with rows per second, hours and dollars of a 7B's work on each.
+
+    Scaled from one measured card. Training reaches the same share of a card's bf16 peak. Answers slow down
+    with the peak or the memory bandwidth, whichever is worse. The rest of the notebook takes what it took.
+    """
+    base, machines = prices["cards"][prices["measured"]], []
+    for machine in prices["machines"]:
+        card, count = prices["cards"][machine["card"]], machine["count"]
+        ratios = {limit: card[limit] / base[limit] for limit in ("bf16_tflops", "memory_gb_s")}
+        bound = min(ratios, key=ratios.__getitem__)
+        one_gpu = found["train-h100-12gb"]["candidates"]["recipe"]["samples_per_s"]
+        training = count * ratios["bf16_tflops"] * one_gpu
+        answers = count * ratios[bound] * found["batch-h100-quantized"]["candidates"]["bf16"]["rows_per_s"]
+        run = found["notebook-h100-l4" if count == 1 else "notebook-h100-4gpu"]
+        seen, fault = run["training"], run["training"]["fault"]
+        repeated = fault["killed"]["step"] - fault["resumed"]["step"] + 1  # after the worker was killed
+        passes = seen["epoch"] * (1 + repeated / seen["steps_planned"])
+        rest = run["total_s"] - passes * run["data"]["used"]["train"] / one_gpu / seen["workers"]
+        rows = run["data"]["read"]["train"]
+        seconds = {"training": seen["epoch"] * rows / training, "notebook": passes * rows / training + rest}
+        seconds["answers"] = 1e6 / answers
+        hours = {work: each / 3600 for work, each in seconds.items()}
+        dollars = {work: each * machine["dollars_per_hour"] for work, each in hours.items()}
+        rates = {"training": training, "answers": answers}
+        machines.append(machine | {"bound": bound, "rates": rates, "hours": hours, "dollars": dollars})
+    return machines
+
+
 def pinned(path: Path) -> dict[str, str]:
     """The versions that a requirements file names with `==`."""
     lines = path.read_text(encoding="utf-8")
@@ -79,8 +109,12 @@ def context() -> dict[str, Any]:
         return json.loads(text) if file.endswith(".json") else yaml.safe_load(text)
 
     names = sorted(path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json"))
+    measured = {name: read(f"benchmarks/results/{name}.json") for name in names}
+    prices = read("benchmarks/prices.yaml")
     return {
-        "measured": {name: read(f"benchmarks/results/{name}.json") for name in names},
+        "measured": measured,
+        "prices": prices,
+        "costs": costs(measured, prices),
         "run": read("results.json"),
         "cpu": read("profiles/cpu.yaml"),
         "gpu": read("profiles/gpu.yaml"),

@@ -1,10 +1,13 @@
 """The pages docs/*.md: made from their templates, no figure typed, no link that leads nowhere."""
 
+import json
 import re
 import subprocess
 import sys
+from datetime import date
 
 import pytest
+import yaml
 from jinja2 import UndefinedError
 
 from docs import render
@@ -82,6 +85,56 @@ def test_every_plot_has_words_and_a_caption(name):
 def test_what_was_not_tried_is_said_on_one_page():
     hedges = re.compile(r"not (run|tested|tried)( yet)?\b")
     assert [name for name, text in TEXTS.items() if hedges.search(text)] == ["configuration.md"]
+
+
+def test_an_estimate_is_what_its_inputs_say():
+    def measured(name):
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+    trained = measured("train-h100-12gb")["candidates"]["recipe"]["samples_per_s"]
+    answered = measured("batch-h100-quantized")["candidates"]["bf16"]["rows_per_s"]
+    run = measured("notebook-h100-l4")
+    prices = yaml.safe_load((ROOT / "benchmarks" / "prices.yaml").read_text(encoding="utf-8"))
+    h100, l4, a10g = (prices["cards"][card] for card in ("H100", "L4", "A10G"))
+    cost = {machine["instance"]: machine["dollars_per_hour"] for machine in prices["machines"]}
+    rows = dict(
+        re.findall(r"^\| ([a-z]+ [A-Z]\w+), (?:rates measured|estimate) (.*)$", TEXTS["benchmarks.md"], re.M)
+    )
+    assert set(rows) == {"one H100", "four L4", "one L4", "one A10G"}
+
+    rate = 4 * trained * l4["bf16_tflops"] / h100["bf16_tflops"]
+    hours = 3 * 5103 / rate / 3600
+    assert f"| {rate:.1f} | {hours:.1f} h, ${hours * cost['g6.12xlarge']:.1f} |" in rows["four L4"]
+
+    # The worker died at step 94 of 234, and the run went on with step 73. It had 600 rows, three times.
+    repeated = 1 + 22 / 234
+    rest = run["total_s"] - repeated * 3 * 600 / trained
+    hours = (repeated * 3 * 5103 / trained + rest) / 3600
+    assert f"| {hours:.1f} h, ${hours * cost['p5.4xlarge']:.1f} |" in rows["one H100"]
+
+    for name, card, limit, instance in (
+        ("one L4", l4, "memory_gb_s", "g6.2xlarge"),
+        ("one A10G", a10g, "bf16_tflops", "g5.2xlarge"),
+    ):
+        rate = answered * card[limit] / h100[limit]
+        hours = 1e6 / rate / 3600
+        assert f"| {rate:.0f} | {hours:.1f} h, ${hours * cost[instance]:.0f} |" in rows[name]
+
+
+def test_the_advice_on_cost_follows_from_the_table():
+    costs = render.context()["costs"]
+    assert max(each["dollars"]["notebook"] for each in costs) < 10
+    assert min(costs, key=lambda each: each["dollars"]["answers"])["card"] == "H100"
+    assert min(costs, key=lambda each: each["hours"]["notebook"])["card"] == "H100"
+
+
+def test_every_price_has_a_date_and_a_source():
+    prices = render.context()["prices"]
+    for machine in prices["machines"]:
+        assert isinstance(machine["date"], date)
+        assert all(machine[key] for key in ("source", "provider", "region", "instance"))
+        assert machine["date"].isoformat() in TEXTS["benchmarks.md"]
+    assert all("data sheet" in card["source"] for card in prices["cards"].values())
 
 
 def test_a_restart_left_the_adapter_as_it_would_have_been():
