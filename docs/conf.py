@@ -22,7 +22,6 @@ PAGES = {  # of docs/: the name of each in the navigation
     "deployment": "Deployment",
     "configuration": "Configuration",
 }
-LONG = 15  # lines; a cell that printed more has its outputs folded
 
 # Where GitHub builds the page it says what repository this is, and what commit.
 SERVER, REPOSITORY, COMMIT = (
@@ -83,22 +82,15 @@ class RepositoryLinks(SphinxTransform):
 
 
 def prepare(app, docname: str, source: list[str]) -> None:
-    """Add what the notebook need not hold, where MyST-NB reads it: the navigation, which outputs are long,
-    each plot's alternative text."""
+    """Add what the notebook need not hold, where MyST-NB reads it: the navigation, each plot's alternative
+    text."""
     if docname != "README":
         return
     notebook = nbformat.reads(source[0], as_version=4)
     links = [f"{title} <docs/{name}>" for name, title in PAGES.items()]
     notebook.cells.append(new_markdown_cell("\n".join(["```{toctree}", ":hidden:", *links, "```"])))
     for cell in notebook.cells:
-        if not cell.get("outputs"):
-            continue
-        texts = [
-            output.get("text") or output.get("data", {}).get("text/markdown", "") for output in cell.outputs
-        ]
-        if "".join(texts).count("\n") > LONG:
-            cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-output"]
-        for output in cell.outputs:  # MyST-NB reads an image's size there, and not its text
+        for output in cell.get("outputs", []):  # MyST-NB reads an image's size there, and not its text
             if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
                 cell.metadata.mystnb = {"image": {"alt": alt}}
     source[0] = nbformat.writes(notebook)

@@ -6,6 +6,7 @@ with the name of a JSON file below benchmarks/ is in that file. -1 is a list's l
 gives minutes of seconds.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -99,6 +100,17 @@ def _code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def _whole(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """A cell's outputs, in which what it printed in pieces is one output, as Jupyter shows it."""
+    found = []
+    for output in outputs:
+        if output.output_type == "stream" and found and found[-1].get("name") == output.name:
+            found[-1].text += output.text
+        else:
+            found.append(copy.copy(output))
+    return found
+
+
 def take(run: Path) -> None:
     """Copy a run's outputs and results.json to the project's root. The prose there stays as it is.
 
@@ -114,7 +126,7 @@ def take(run: Path) -> None:
     if found != ("viggo", "cpu", rows):
         raise TutorialError(f"{run.name}/README.ipynb is a run of {found}, not the page's; `make run` first")
     for cell, done in zip(_code(notebook), _code(ran), strict=True):
-        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+        cell.outputs, cell.execution_count = _whole(done.outputs), done.execution_count
     shutil.copy(run / "README.json", ROOT / "results.json")
     notebook.metadata["tutorial"] = {"run": results["stamp"], "code": code_hash(notebook)}
     nbformat.write(notebook, PAGE)

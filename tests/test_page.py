@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from importlib.metadata import version
+from itertools import pairwise
 
 import nbformat
 import pytest
@@ -166,6 +167,18 @@ def test_results_and_benchmarks_are_found_by_name(tmp_path):
     run.write_text('{"batch": 1}')
     (benchmarks / "results" / "batch-h200.json").write_text('{"rows": 2}')
     assert page.measured(run, benchmarks) == {"batch": 1, "batch-h200": {"rows": 2}}
+
+
+def test_what_a_cell_prints_in_pieces_is_one_output():
+    """A stream of tokens arrives as many outputs; a web page would start a line with each."""
+    ran = nbformat.read(ROOT / "README.ipynb", as_version=4)
+    pieces = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a|", "b|")]
+    shown = nbformat.v4.new_output("display_data", data={"text/plain": "a table"})
+    together = page._whole([*pieces, shown, *pieces])
+    assert [output.get("text") for output in together] == ["a|b|", None, "a|b|"]
+    for cell in ran.cells:
+        names = [output.get("name") for output in cell.get("outputs", [])]
+        assert all(one != other or one is None for one, other in pairwise(names)), cell.id
 
 
 @pytest.mark.parametrize("hidden", ["batch.json", "results/batch.json", "other/batch-h200.json"])

@@ -50,12 +50,6 @@ def site():
         server.shutdown()
 
 
-def shown_lines(cell):
-    return sum(
-        (o.get("text") or o.get("data", {}).get("text/markdown", "")).count("\n") for o in cell.outputs
-    )
-
-
 @pytest.mark.parametrize("name", PAGES)
 def test_loads_whole_without_errors_and_from_this_host_alone(page: Page, site, name):
     errors, requests = [], []
@@ -126,19 +120,6 @@ def test_a_copy_button_copies_its_cell_and_nothing_more(page: Page, site):
     expect(page.locator(".cell_output .copybtn")).to_have_count(0)
 
 
-def test_long_outputs_are_folded_and_open(page: Page, site):
-    page.goto(site)
-    long = [shown_lines(cell) > 15 for cell in CODE]
-    assert set(long) == {True, False}
-    cells = page.locator(".cell")
-    for number, cell in enumerate(CODE):
-        assert cells.nth(number).locator("details").count() == long[number], cell.source
-    output = cells.nth(long.index(True)).locator(".output").first
-    expect(output).to_be_hidden()
-    cells.nth(long.index(True)).locator("summary").click()
-    expect(output).to_be_visible()
-
-
 def test_pictures_say_what_they_show(page: Page, site):
     page.goto(site)
     pictures = [
@@ -174,7 +155,6 @@ def test_accessible(page: Page, site, name, theme, width):
     page.set_viewport_size({"width": width, "height": 800})
     page.goto(site + name)
     expect(page.locator("html")).to_have_attribute("data-theme", theme)
-    page.locator("details").evaluate_all("all => all.forEach(folded => { folded.open = true })")
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
 
@@ -194,7 +174,6 @@ def test_the_theme_can_be_changed(page: Page, site):
 def test_a_page_never_scrolls_sideways(page: Page, site, name, width):
     page.set_viewport_size({"width": width, "height": 800})
     page.goto(site + name)
-    page.locator("details").evaluate_all("all => all.forEach(folded => { folded.open = true })")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     tables = page.locator(".pst-scrollable-table-container")
     assert tables.count() == page.locator("article table").count() > 1
