@@ -99,10 +99,10 @@ class Server(LLMServer):
         return self._ask(super().completions, request, raw_request_info)
 
     async def _ask(self, ask, request, info) -> AsyncGenerator:
-        model = serve.get_multiplexed_model_id()
-        # Beside the request: the first piece waits for both.
-        checked = asyncio.create_task(self.adapters.check(model.partition(":")[2]))
-        checked.add_done_callback(lambda task: task.cancelled() or task.exception())  # else Python warns
+        model, checked = serve.get_multiplexed_model_id(), None
+        if model:  # beside the request: the first piece waits for both
+            checked = asyncio.create_task(self.adapters.check(model.partition(":")[2]))
+            checked.add_done_callback(lambda task: task.cancelled() or task.exception())  # or Python warns
         guided = any(getattr(request, name, None) for name in GUIDES)
         if request.stream and guided:
             await self._try(ask, request, info)
@@ -110,7 +110,8 @@ class Server(LLMServer):
             pieces = await ask(request, info)
         try:
             async for piece in pieces:
-                await checked
+                if checked:
+                    await checked
                 if isinstance(piece, list) and any(str(each).startswith(ERROR.decode()) for each in piece):
                     await self._try(ask, request, info)
                 yield piece
