@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tutorial import serving
 
 LEFT = """
 import time
@@ -45,6 +46,16 @@ def test_a_wrong_setting_ends_the_first_cell_in_one_line(environment, line):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().splitlines()[-1].startswith(f"TutorialError: {line}"), done.stderr
     assert "a-short-one" not in done.stderr
+
+
+def test_the_port_is_looked_for_when_the_service_is_about_to_start():
+    """Minutes after the first cell, another process may have what was free then."""
+    taken = "import socket; taken = socket.create_server(('127.0.0.1', run.settings.port))"
+    port = str(serving.free_port())
+    done = cells("environment", taken, "run.port", PORT=port)
+    assert done.stderr.strip().splitlines()[-1].startswith(f"TutorialError: PORT={port}: another process")
+    free = cells("environment", "assert 'port' not in vars(run)", "print(run.port == run.port > 0)")
+    assert free.stdout == "True\n", free.stderr
 
 
 def test_what_a_run_leaves_at_its_end(tmp_path):

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ class Run:
         task: the task that `TASK` names, or one made from `DATA`; see `data.choose`.
         name: the run's name, and that of its folder in the storage.
         storage: where the run keeps its files.
-        port: of the service, on loopback; a free one if `PORT` is not set.
         api_keys: what clients send; a key made for this run if `API_KEYS` is not set.
         profile: once `choose_profile` was called.
         model_path: the base model's folder on this machine, once `base_model` was called.
@@ -50,12 +50,21 @@ class Run:
         stage.quiet()
         self.settings = config = settings.load(env_file)
         self.task = data.choose(config.task, config.data)
-        self.port, self.api_keys = serving.check_port(config.port), serving.keys(config.api_keys)
+        self.api_keys = serving.keys(config.api_keys)
+        if config.port:
+            serving.check_port(config.port)
         self.storage = Storage.open(config.storage_uri(), config.run_name, config.resume)
         self.name, self.results, self.seconds = config.run_name, {}, {}
         self._rejected = ROOT / "out" / "rejected.jsonl" if config.skip_bad_rows else None
         self._scratch = tempfile.TemporaryDirectory(prefix="adapter-")  # deleted when this process ends
         self._since = STARTED  # imports are part of a run's time
+
+    @cached_property
+    def port(self) -> int:
+        """The service's, on loopback: `PORT`, or one that is free when the service is about to start."""
+        from tutorial import serving
+
+        return serving.check_port(self.settings.port)
 
     @property
     def place(self) -> Place:
