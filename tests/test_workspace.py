@@ -138,11 +138,14 @@ def test_what_a_training_left(tmp_path):
 def test_an_adapter_that_was_saved_before_the_last_one(tmp_path):
     def saved(name, epoch):
         (tmp_path / name / "checkpoint").mkdir(parents=True)
+        (tmp_path / name / "checkpoint" / "of").write_text(name)
         return Checkpoint.from_directory(tmp_path / name), {"epoch": epoch}
 
     kept = [saved("first", 0.5), saved("second", 0.75), saved("last", 1.0)]
     result = SimpleNamespace(metrics={"epoch": 1.0}, best_checkpoints=kept)
-    assert list(training.earlier(result)) == [tmp_path / "first" / "checkpoint"]
+    for folder in training.earlier(result):
+        assert (folder / "of").read_text() == "first"
+    assert not folder.exists(), "it was a copy"
     assert list(training.earlier(SimpleNamespace(metrics={"epoch": 1.0}, best_checkpoints=kept[2:]))) == []
 
 

@@ -57,9 +57,7 @@ class Run:
         self.name, self.results, self.seconds = config.run_name, {}, {}
         self._rejected = ROOT / "out" / "rejected.jsonl" if config.skip_bad_rows else None
         self._scratch = tempfile.TemporaryDirectory(prefix="adapter-")  # deleted when this process ends
-        self._sockets = tempfile.TemporaryDirectory(
-            prefix="vllm-", dir="/tmp"
-        )  # so is this; short, as Unix asks
+        self._sockets = tempfile.TemporaryDirectory(prefix="vllm-", dir="/tmp")  # a short path, for sockets
         self._since = STARTED  # imports are part of a run's time
 
     @cached_property

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.fs
 import ray.train
 from ray.train import Checkpoint, Result
 from torch import distributed
@@ -59,7 +60,7 @@ class Workspace:
     def restore(self, checkpoint: Checkpoint) -> str:
         """Copy a checkpoint of an earlier attempt to this machine; the folder to resume from."""
         last = self.folder / "last"
-        checkpoint.to_directory(last)
+        download(checkpoint, last)
         if (last / "adapter_model.safetensors").is_file():  # the attempt failed after its last step
             self.out, self.finished = last, True
         return str(last / "checkpoint")
@@ -109,6 +110,13 @@ def workspace(config: dict[str, Any]) -> Iterator[Workspace]:
         shutil.rmtree(shared, ignore_errors=True)
 
 
+def download(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Copy a checkpoint's files to a folder. (`Checkpoint.to_directory` leaves a lock file on the machine.)"""
+    folder.mkdir(parents=True, exist_ok=True)
+    pyarrow.fs.copy_files(checkpoint.path, str(folder), checkpoint.filesystem)
+    return folder
+
+
 class Trained:
     """What a training that reached its last step left.
 
@@ -132,7 +140,7 @@ class Trained:
         done, planned = (result.metrics[key] for key in ("steps", "steps_planned"))
         if done != planned:
             raise TutorialError(f"fine-tuning: ended after {done} of {planned} steps")
-        self.folder = Path(result.checkpoint.to_directory(folder))
+        self.folder = download(result.checkpoint, Path(folder))
         history = json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
         columns = ["step", "loss", "eval_loss", "learning_rate"]
         self.log = pd.DataFrame(history).reindex(columns=columns)
@@ -143,6 +151,6 @@ def earlier(result: Result) -> Iterator[Path]:
     """The folder of an adapter that was saved before the last one, if Ray Train has kept it."""
     for checkpoint, metrics in result.best_checkpoints:
         if metrics["epoch"] < result.metrics["epoch"]:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder, "checkpoint")
+            with tempfile.TemporaryDirectory() as folder:
+                yield download(checkpoint, Path(folder)) / "checkpoint"
             return
