@@ -57,7 +57,7 @@ class Run:
         self.name, self.results, self.seconds = config.run_name, {}, {}
         self._rejected = ROOT / "out" / "rejected.jsonl" if config.skip_bad_rows else None
         self._scratch = tempfile.TemporaryDirectory(prefix="adapter-")  # deleted when this process ends
-        self._sockets = tempfile.TemporaryDirectory(prefix="vllm-", dir="/tmp")  # a short path, for sockets
+        self._engines = tempfile.TemporaryDirectory(prefix="vllm-", dir="/tmp")  # a short path, for sockets
         self._since = STARTED  # imports are part of a run's time
 
     @cached_property
@@ -181,8 +181,12 @@ class Run:
         """
         address = self.storage.for_engines("adapters")
         self.profile.worker_env |= self.storage.engine_env()
-        if not cluster.joins():  # vLLM leaves its sockets behind
-            self.profile.worker_env["VLLM_RPC_BASE_PATH"] = self._sockets.name
+        if (
+            not cluster.joins()
+        ):  # vLLM leaves its sockets behind, Ray a copy of the adapter in the hub's cache
+            self.profile.worker_env |= dict.fromkeys(
+                ("VLLM_RPC_BASE_PATH", "XDG_CACHE_HOME"), self._engines.name
+            )
         self.profile.processor["chat_template_stage"] |= chat.template_stage
         return self.profile.engine_kwargs(rank, self.task.max_tokens), address
 
@@ -215,4 +219,4 @@ class Run:
         self.storage.close()
         cluster.delete_session(self._session)
         self._scratch.cleanup()
-        self._sockets.cleanup()
+        self._engines.cleanup()

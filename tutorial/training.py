@@ -111,7 +111,7 @@ def workspace(config: dict[str, Any]) -> Iterator[Workspace]:
 
 
 def download(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Copy a checkpoint's files to a folder. (`Checkpoint.to_directory` leaves a lock file on the machine.)"""
+    """Copy a checkpoint's files to a folder. (`Checkpoint.to_directory` leaves a lock file behind.)"""
     folder.mkdir(parents=True, exist_ok=True)
     pyarrow.fs.copy_files(checkpoint.path, str(folder), checkpoint.filesystem)
     return folder
