@@ -72,10 +72,10 @@ def test_what_a_run_leaves_at_its_end(tmp_path):
         assert found["seconds"]["set up"] >= 0.2
         assert found["total_s"] == round(sum(found["seconds"].values()))
         assert f"{found['total_s']} s in all" in done.stdout
+        done = cells("environment", LEFT, STORAGE=str(tmp_path / "gone"), RUN_NAME="mine", CLEAN_UP="1")
+        assert "1 files of this run deleted" in done.stdout
+        assert not (tmp_path / "gone").exists()
     finally:
         results.unlink(missing_ok=True)
         if before:
             results.write_bytes(before)
-    done = cells("environment", LEFT, STORAGE=str(tmp_path / "gone"), RUN_NAME="mine", CLEAN_UP="1")
-    assert "1 files of this run deleted" in done.stdout
-    assert not (tmp_path / "gone").exists()
