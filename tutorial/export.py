@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,15 @@ def main() -> None:
             print(f"pushed: {target.push(folder)}")
 
 
-if __name__ == "__main__":
+def program(command: Callable[[], None]) -> None:
+    """Run a command line; a mistake of its user's ends it with one line."""
     cluster.keep_local()
     stage.quiet()
     try:
-        main()
+        command()
     except TutorialError as error:
         sys.exit(f"TutorialError: {error}")
+
+
+if __name__ == "__main__":
+    program(main)

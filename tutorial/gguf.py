@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tutorial import TutorialError, cluster, merged, settings, stage
-from tutorial.export import Export
+from tutorial import TutorialError, merged, settings
+from tutorial.export import Export, program
 from tutorial.files import Place
 from tutorial.prompt import Chat
 from tutorial.settings import ROOT
@@ -94,9 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cluster.keep_local()
-    stage.quiet()
-    try:
-        main()
-    except TutorialError as error:
-        sys.exit(f"TutorialError: {error}")
+    program(main)
