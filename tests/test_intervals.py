@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tutorial import intervals
+from tutorial import score
 
 
 def rows_of(right, sizes):
@@ -15,7 +15,7 @@ def rows_of(right, sizes):
 
 def width(units, rows):
     """Of an interval: half of the units are right, in each of their rows."""
-    _, low, high, counted = intervals.share(*rows_of([i % 2 for i in range(units)], [rows] * units))
+    _, low, high, counted = score.share(*rows_of([i % 2 for i in range(units)], [rows] * units))
     assert counted == units
     return high - low
 
@@ -28,7 +28,7 @@ def test_rows_that_agree_do_not_narrow_an_interval():
 
 @pytest.mark.parametrize(("right", "units"), [(0, 10), (3, 10), (10, 10), (1, 1), (92, 135)])
 def test_the_intervals_are_scipys(right, units):
-    value, low, high, _ = intervals.share(*rows_of(np.arange(units) < right, [3] * units))
+    value, low, high, _ = score.share(*rows_of(np.arange(units) < right, [3] * units))
     theirs = stats.binomtest(right, units).proportion_ci(method="exact")
     assert value == right / units
     assert (low, high) == pytest.approx(tuple(theirs))
@@ -37,14 +37,14 @@ def test_the_intervals_are_scipys(right, units):
 def test_unequal_units_count_as_fewer():
     """Kish: (4 + 1 + 1)^2 / (16 + 1 + 1) = 2."""
     right, units = rows_of([1, 0, 1], [4, 1, 1])
-    assert intervals.share(right, units)[3] == 2
-    assert intervals.gain(right, [True] * 6, units)[3] == 2
+    assert score.share(right, units)[3] == 2
+    assert score.difference(right, [True] * 6, units)[3] == 2
 
 
 @pytest.mark.parametrize("units", [8, 9, 10, 12, 20, 50, 135, 300])
 def test_an_interval_covers_the_true_share(units):
     """Summed, not sampled: over each number of units that may be right, times how likely it is."""
-    found = [intervals.share(*rows_of(np.arange(units) < right, [2] * units)) for right in range(units + 1)]
+    found = [score.share(*rows_of(np.arange(units) < right, [2] * units)) for right in range(units + 1)]
     for share in np.arange(0.5, 0.985, 0.01):
         covers = [low <= share <= high for _, low, high, _ in found]
         assert stats.binom.pmf(np.arange(units + 1), units, share) @ covers >= 0.95 - 1e-9
@@ -57,7 +57,7 @@ def test_an_interval_over_unequal_units_covers_the_true_share(units, share):
     rng, covered = np.random.default_rng(units), []
     for _ in range(300):
         sizes, right = rng.integers(1, 4, size=units), rng.random(units) < share
-        _, low, high, _ = intervals.share(*rows_of(right, sizes))
+        _, low, high, _ = score.share(*rows_of(right, sizes))
         covered.append(low <= share <= high)
     assert np.mean(covered) >= 0.92
 
@@ -73,7 +73,7 @@ def test_a_gain_s_interval_covers_the_true_gain(units, more, fewer):
     for one, other, rest in set(map(tuple, drawn)):
         ours, names = rows_of([1] * one + [0] * other + [1] * rest, [1] * units)
         theirs, _ = rows_of([0] * one + [1] * other + [1] * rest, [1] * units)
-        value, low, high, _ = intervals.gain(ours, theirs, names)
+        value, low, high, _ = score.difference(ours, theirs, names)
         assert -1 <= low <= value <= high <= 1
         covered[one, other, rest] = low - 1e-9 <= more - fewer <= high + 1e-9
     assert np.mean([covered[tuple(each)] for each in drawn]) >= 0.92

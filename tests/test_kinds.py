@@ -14,10 +14,9 @@ from tests.test_meaning import accepts
 from tests.test_plots import cells
 from tests.test_score import ANSWERS, TARGETS
 from tests.test_tasks import GOOD, mine, refused
-from tutorial import answers, data, labels, objects, plots, score, tasks, text
-from tutorial.labels import Labels
-from tutorial.objects import Objects
-from tutorial.text import Text
+from tutorial import answers, data, plots, score, tasks
+from tutorial.answers import Labels, Text
+from tutorial.schema import Objects
 
 MEANING = {"functions": ["a", "b"], "attributes": {"x": "text", "y": "list", "z": ["yes", "no"]}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -153,7 +152,7 @@ def test_the_confusion_matrix_holds_every_row():
     picture = kind.picture(part([*LABEL_ANSWERS, "a"], [*LABEL_TARGETS, "$x$ y_1"]))
     [axes] = picture.figure.axes
     assert axes.images[0].get_array().tolist() == [[0, 1, 0, 0], [0, 2, 1, 0], [0, 0, 1, 1]]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == [r"\$x\$ y_1", "a", "b", labels.OTHER]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [r"\$x\$ y_1", "a", "b", answers.OTHER]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == [r"\$x\$ y_1", "a", "b"]
     assert "3 of 6 rows are right" in picture.alt
     assert "a answered as b in 1" in picture.alt
@@ -208,7 +207,7 @@ def test_known_scores_of_objects():
     assert found.loc["exact match", "objects"] == 49 / 15
     counts = score.count_kinds(OBJECT_ANSWERS, OBJECT_TARGETS, KIND)
     assert counts.tolist() == [1, 1, 1, 2, 1]
-    assert list(counts.index) == list(objects.KINDS)
+    assert list(counts.index) == list(Objects.mistaken)
     by_field = KIND.views(OBJECT_ANSWERS, OBJECT_TARGETS)["by_field"]
     assert by_field["support"].to_dict() == {"a": 7, "b.c": 1, "l[]": 4}
     assert by_field.loc["l[]"].tolist() == pytest.approx([4, 1, 3 / 4, 6 / 7])
@@ -251,8 +250,8 @@ def test_known_scores_of_text(answer, target, known):
 
 
 def test_the_longest_common_sequence_of_words():
-    assert text.common(list("abcbdab"), list("bdcaba")) == 4
-    assert text.common([], list("ab")) == 0
+    assert answers.common(list("abcbdab"), list("bdcaba")) == 4
+    assert answers.common([], list("ab")) == 0
 
 
 def test_kinds_of_mistakes_in_text():

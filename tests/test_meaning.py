@@ -16,13 +16,13 @@ from tutorial.meaning import (
     FUNCTION,
     Description,
     Meaning,
+    Meanings,
     canonical,
     check,
     grammar,
     parse,
     render,
 )
-from tutorial.meanings import Meanings
 
 VIGGO = ROOT.parent / "shared" / "viggo"
 TASK = tasks.load("viggo").meaning

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.test_score import ANSWERS, TARGETS, TASK
-from tutorial import intervals, meanings, plots, score
+from tutorial import plots, score
 
 HTML = mistune.create_markdown(plugins=["table"])
 
@@ -72,7 +72,7 @@ def test_kinds_of_mistakes_side_by_side():
         "tuned": score.count_kinds(TARGETS, TARGETS, TASK),
     }
     shown = cells(plots.table(pd.DataFrame(found), index=True))
-    assert shown == [["kind", "base", "tuned"], *([kind, "1", "0"] for kind in meanings.KINDS)]
+    assert shown == [["kind", "base", "tuned"], *([kind, "1", "0"] for kind in TASK.mistaken)]
 
 
 def test_a_long_text_is_cut_and_says_so():
@@ -88,7 +88,7 @@ def test_labels_of_any_kind_are_shown_as_they_are():
 
 
 def test_an_interval_from_few_meanings_says_so():
-    targets = [f"a(x[{i}])" for i in range(intervals.FEW)]
+    targets = [f"a(x[{i}])" for i in range(score.FEW)]
     few, many = (
         TASK.scores({"base": pd.DataFrame({"input": "s", "answer": said, "target": meant})})
         for said, meant in ((ANSWERS, TARGETS), (targets, targets))

@@ -4,10 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tutorial import meanings, score
-from tutorial.meaning import Description
-from tutorial.meanings import Meanings
-from tutorial.text import Text
+from tutorial import score
+from tutorial.answers import Text
+from tutorial.meaning import Description, Meanings
 
 TASK = Meanings(Description(functions=["a", "b"], attributes={"x": "text", "y": "list", "z": ["yes", "no"]}))
 
@@ -76,15 +75,15 @@ def test_known_scores_of_each_attribute():
 
 
 def test_known_errors():
-    assert score.count_kinds(ANSWERS, TARGETS, TASK).to_dict() == dict.fromkeys(meanings.KINDS, 1)
-    assert score.count_kinds(TARGETS, TARGETS, TASK).to_dict() == dict.fromkeys(meanings.KINDS, 0)
+    assert score.count_kinds(ANSWERS, TARGETS, TASK).to_dict() == dict.fromkeys(Meanings.mistaken, 1)
+    assert score.count_kinds(TARGETS, TARGETS, TASK).to_dict() == dict.fromkeys(Meanings.mistaken, 0)
 
 
 def test_of_several_errors_the_first_one_counts():
     target = "a(x[1], y[p])"
     answers = ["b(z[no])", "a(z[no], x[2])", "a(z[no], x[2], y[p])", "a(y[q], x[1])", "a(y[p], x[1])"]
     kinds = [score.count_kinds([answer], [target], TASK).idxmax() for answer in answers]
-    assert kinds == list(meanings.KINDS)[1:]
+    assert kinds == list(Meanings.mistaken)[1:]
 
 
 def test_names_of_any_kind_are_scored():
@@ -215,13 +214,13 @@ def test_an_interval_holds_its_value():
 
 def test_another_metric_is_one_entry():
     """What CONTRIBUTING.md promises, in a copy of the table."""
-    table = dict(meanings.METRICS)
+    table = dict(Meanings.metrics)
     try:
-        meanings.METRICS["one attribute"] = lambda row: len(row.said.attributes) == 1
+        Meanings.metrics["one attribute"] = lambda row: len(row.said.attributes) == 1
         found = score.scores(ANSWERS, TARGETS, TASK).loc["one attribute"]
     finally:
-        meanings.METRICS.clear()
-        meanings.METRICS.update(table)
+        Meanings.metrics.clear()
+        Meanings.metrics.update(table)
     assert (found["value"], found["low"] > 0) == (4 / 8, True)
 
 

@@ -5,14 +5,14 @@ tasks     one of tasks/*.yaml                       data      the task's rows: r
 sources   the files that DATA names                 tables    JSON lines, a JSON array, CSV, TSV, Parquet
 layouts   a row's columns, and what they mean       reader    a file's rows, the bad ones set aside
 recipe    the LLaMA-Factory yaml, checked whole     prompt    how the model is asked, proved by tokens
-meaning   meaning representations, their grammar    template  one chat template for training and engines
+kind      what an answer is, what is measured of it score     how good the answers are, how sure that is
+answers   their kind, found or said; labels, text   targets   what a task's file says of its answers
+meaning   answers: meaning representations          schema    answers: JSON objects
+plots     pictures and tables                       batch     questions and answers of batch inference
 files     a folder, https://, s3:// or gs://        storage   the run's prefix
 s3server  the run's own S3 server                   model     the base model's folder
 adapters  what is published of an adapter           training  what surrounds the loop in Ray Train's workers
-answers   their kind, found or said: `meanings`, `labels`, `objects` (JSON) or `text`, one room each
-targets   what a task's file says of its answers    schema    JSON answers, their schema and its grammar
-score     how good the answers are                  intervals how sure a score is
-plots     pictures and tables                       batch     questions and answers of batch inference
+template  the chat template of training and engines gpus      the memory of GPUs, and what fits
 session   a run: its storage, seconds, results.json stage     errors in one line; writes results.json
 callbacks what the trainer calls after each step    serving   starts a service, asks it, watches it
 machine   cores, memory and disk of this machine
@@ -21,7 +21,6 @@ replica   the engine's process                      run       `make run`; cells 
 progress  a line that says how far a call is        terminal  what `make run` says
 export    `make export`: the merged model          merged    an adapter and its base model as one
 hub       a model card, and the push                gguf      `make gguf`: for Ollama and llama.cpp
-gpus      the memory of GPUs, and what fits
 smollm2, quickstart  the small model, and a faster start of its engine
 """
 

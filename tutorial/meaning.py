@@ -1,4 +1,4 @@
-"""Meaning representations, `function(attribute[value, value], attribute[])`, as data.
+"""Answers that are meaning representations, `function(attribute[value, value], attribute[])`.
 
 A value is any text without brackets and line breaks: none of ViGGO's 6,900 rows has either inside one, while
 commas, parentheses, colons and apostrophes are common. A name (`priceRange`, `customer rating`) has no commas
@@ -7,17 +7,21 @@ separated by a comma and one space. `Description` says which functions, attribut
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import lark
+import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+
+from tutorial import score
+from tutorial.kind import Compared, Kind, part_metrics
 
 # What a text may be: for the parser, the description and the grammar alike.
 FUNCTION = r"[^\s()\[\],]([^()\[\],\r\n]*[^\s()\[\],])?"
 ATTRIBUTE = r"[^\s()\[\],]([^\[\],\r\n]*[^\s\[\],])?"
 VALUE = r"[^\[\]\r\n]"  # one character of it
-
 SYNTAX = rf"""
     start: FUNCTION "(" ATTRIBUTE (_SEPARATOR ATTRIBUTE)* ")"
     _SEPARATOR: ", "
@@ -60,13 +64,7 @@ class Meaning:
     attributes: tuple[tuple[str, str], ...]
 
 
-class _Build(lark.Transformer):
-    def start(self, children: list[lark.Token]) -> Meaning:
-        function, *attributes = map(str, children)
-        return Meaning(function, tuple(tuple(each[:-1].split("[")) for each in attributes))
-
-
-PARSER = lark.Lark(SYNTAX, parser="lalr", transformer=_Build())
+PARSER = lark.Lark(SYNTAX, parser="lalr")
 EXPECTED = {  # terminal of SYNTAX: in words
     "FUNCTION": "a function",
     "LPAR": "'('",
@@ -79,12 +77,11 @@ EXPECTED = {  # terminal of SYNTAX: in words
 def parse(text: str) -> Meaning:
     """Read one representation; white space around it is accepted.
 
-    Raises:
-        ValueError: it is not one, in one line with the column, counted from its first visible character.
+    ValueError if it is none: one line with the column, counted from its first visible character.
     """
     text = text.strip()
     try:
-        return PARSER.parse(text)
+        function, *attributes = map(str, PARSER.parse(text).children)
     except lark.UnexpectedInput as error:
         ended = getattr(getattr(error, "token", None), "type", None) == "$END"
         allowed = error.allowed if isinstance(error, lark.UnexpectedCharacters) else error.expected
@@ -92,6 +89,7 @@ def parse(text: str) -> Meaning:
         column = len(text) if ended else error.pos_in_stream
         found = repr(text[column : column + 30]) if text[column:] else "the end"
         raise ValueError(f"column {column + 1}: {expected} expected, not {found}") from None
+    return Meaning(function, tuple(tuple(each[:-1].split("[")) for each in attributes))
 
 
 def render(meaning: Meaning) -> str:
@@ -100,35 +98,29 @@ def render(meaning: Meaning) -> str:
 
 
 def check(meaning: Meaning, description: Description) -> None:
-    """Whether a task can have this meaning. An attribute without a value is always allowed.
+    """ValueError if a task cannot have this meaning; any of its attributes may have no value.
 
-    Raises:
-        ValueError: a function, attribute or value that the description lacks, a free value longer than its
-            `longest`, or an attribute given twice.
+    It may have no function, attribute or value that the description lacks, no free value longer than its
+    `longest`, and no attribute twice.
     """
     if meaning.function not in description.functions:
         raise ValueError(f"unknown function {meaning.function!r}")
-    seen = set()
+    times = Counter(name for name, _ in meaning.attributes)
     for name, value in meaning.attributes:
         allowed = description.attributes.get(name)
         if allowed is None:
             raise ValueError(f"unknown attribute {name!r}")
-        if name in seen:
+        if times[name] > 1:
             raise ValueError(f"attribute {name!r} is given twice")
         if value and isinstance(allowed, list) and value not in allowed:
             raise ValueError(f"attribute {name!r} cannot be {value!r}, only one of {', '.join(allowed)}")
         if not isinstance(allowed, list) and len(value) > description.longest:
-            raise ValueError(
-                f"attribute {name!r} has {len(value)} characters, meaning.longest is {description.longest}"
-            )
-        seen.add(name)
+            size = f"{len(value)} characters, meaning.longest is {description.longest}"
+            raise ValueError(f"attribute {name!r} has {size}")
 
 
 def canonical(meaning: Meaning, description: Description) -> Meaning:
-    """The same meaning with its attributes in order of name, and a list attribute's values in order.
-
-    An attribute that the description lacks is kept as it is.
-    """
+    """The same meaning with its attributes in order of name, and a list attribute's values in order."""
     ordered = (
         (name, ", ".join(sorted(value.split(", "))) if description.attributes.get(name) == "list" else value)
         for name, value in meaning.attributes
@@ -139,23 +131,67 @@ def canonical(meaning: Meaning, description: Description) -> Meaning:
 def grammar(description: Description) -> str:
     """The task's representations as a GBNF grammar (llama.cpp's notation, which xgrammar reads).
 
-    It holds a model to what `check` allows: the names, the closed values, and at most `longest` characters
-    of a free value. Attributes may come in any order; that none comes twice is left to `check`, as a grammar
-    would have to list every order.
+    It allows what `check` allows, and an attribute that comes twice: against that it would have to list every
+    order of the attributes.
     """
+
+    def one_of(literals: list[str]) -> str:
+        return " | ".join(json.dumps(each, ensure_ascii=False) for each in literals)  # GBNF escapes as JSON
+
     attributes = []
     for name, allowed in description.attributes.items():
-        value = f"({' | '.join(map(_quoted, allowed))})" if isinstance(allowed, list) else "text"
-        attributes.append(f'{_quoted(f"{name}[")} {value}? "]"')
-    return "\n".join(
-        [
-            'root ::= function "(" attribute (", " attribute)* ")"',
-            f"function ::= {' | '.join(map(_quoted, description.functions))}",
-            f"attribute ::= {' | '.join(attributes)}",
-            f"text ::= {VALUE}{{1,{description.longest}}}",
-        ]
-    )
+        value = f"({one_of(allowed)})" if isinstance(allowed, list) else "text"
+        attributes.append(f'{one_of([f"{name}["])} {value}? "]"')
+    return f"""root ::= function "(" attribute (", " attribute)* ")"
+function ::= {one_of(description.functions)}
+attribute ::= {" | ".join(attributes)}
+text ::= {VALUE}{{1,{description.longest}}}"""
 
 
-def _quoted(literal: str) -> str:
-    return json.dumps(literal, ensure_ascii=False)  # GBNF escapes as JSON does
+class Meanings(Kind):
+    """Meanings that a description allows. Rows with one target are sentences of one meaning, which may be
+    answered right or wrong together: intervals count meanings, not rows."""
+
+    name, unit, part, nothing, strict = "meaning", "meanings", "attribute", Meaning("", ()), True
+    metrics: ClassVar = {
+        "exact match": lambda row: row.right,
+        "canonical match": lambda row: row.said == row.meant,  # the order of attributes and lists aside
+        "function accuracy": lambda row: row.said.function == row.meant.function,
+        **part_metrics("attribute"),
+    }
+    mistaken: ClassVar = {
+        "does not parse": lambda row: not row.parses,
+        "wrong function": lambda row: row.said.function != row.meant.function,
+        "missing attribute": Compared.missing,
+        "invented attribute": Compared.invented,  # or said twice
+        "wrong value": lambda row: row.said != row.meant,
+        "order only": lambda row: True,
+    }
+    shown = ("exact match", "canonical match", "attribute F1", "valid answers")
+
+    def __init__(self, description: Description):
+        self.description = description
+        self.guide = {"structured_outputs": {"grammar": grammar(description)}}
+
+    def read(self, text: str) -> tuple[Meaning, tuple[tuple[str, str], ...]]:
+        """The canonical meaning, and its attributes."""
+        meaning = canonical(parse(text), self.description)
+        return meaning, meaning.attributes
+
+    def check(self, said: Meaning) -> None:
+        """See `meaning.check`."""
+        check(said, self.description)
+
+    def listed(self, rows: list[Compared]) -> list[str]:
+        """All attributes of the description."""
+        return list(self.description.attributes)
+
+    def views(self, answers: list[str], targets: list[str]) -> dict[str, pd.DataFrame]:
+        """`by_function` of the targets too: rows, exact match, low, high, meanings."""
+        rows, found = score.compare(answers, targets, self), {}
+        for name, count in Counter(sorted(row.meant.function for row in rows)).most_common():
+            part = [row for row in rows if row.meant.function == name]
+            found[name] = (count, *score.share([row.right for row in part], [row.target for row in part]))
+        columns = ["rows", "exact match", "low", "high", "meanings"]
+        table = pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("function")
+        return {"by_function": table} | super().views(answers, targets)

@@ -1,4 +1,4 @@
-"""JSON answers: reading them, their schema, and the grammar that guides a model to it.
+"""Answers that are JSON objects: reading them, their schema, the grammar that guides a model to it.
 
 A schema is JSON Schema of draft 2020-12. The package `jsonschema` checks objects against it, and xgrammar
 makes the grammar. vLLM's own option for JSON, `structured_outputs: {json: schema}`, allows white space of any
@@ -7,29 +7,30 @@ off for a whole engine. So we send a grammar instead. It has the separators that
 """
 
 import json
+import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from jsonschema import Draft202012Validator, SchemaError
 from jsonschema.exceptions import best_match
 
 from tutorial import one_line
+from tutorial.kind import Compared, Kind, part_metrics
 
 STYLES = ((", ", ": "), (",", ":"))  # separators: json.dumps' own first
 LONGEST = 200  # characters of a message
+TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 
 
 def parse(text: str) -> dict[str, Any]:
     """The one JSON object that a text is, white space around it aside.
 
-    Raises:
-        ValueError: it is none, or not all programs would read the same in it: a key is given twice, or a
-            number is not finite.
+    ValueError if it is none, or if not all programs would read the same in it: a key is given twice, or a
+    number is not finite.
     """
     try:
-        found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+        found = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg}: character {error.pos + 1})") from None
     except RecursionError:
@@ -39,51 +40,77 @@ def parse(text: str) -> dict[str, Any]:
     return found
 
 
-def check(found: dict[str, Any], schema: dict[str, Any]) -> None:
-    """Whether the schema allows this object.
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
 
-    Raises:
-        ValueError: it does not; the message names the field.
-    """
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not JSON")
+    return number
+
+
+def check(found: dict[str, Any], schema: dict[str, Any]) -> None:
+    """ValueError, naming the field, if the schema does not allow this object."""
     if error := best_match(Draft202012Validator(schema).iter_errors(found)):
         field = error.json_path.removeprefix("$").removeprefix(".")
         raise ValueError(f"{field}: {error.message}".removeprefix(": ")[:LONGEST])
 
 
 def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema, if it is one of objects and a grammar can be made from it.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """The schema; ValueError if it is not one of objects, or no grammar can be made from it."""
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise ValueError(f"{error.json_path}: {error.message}"[:LONGEST]) from None
     if schema.get("type") != "object":
         raise ValueError("an answer is one object: write `type: object`")
-    if far := next((address for address in _references(schema) if not address.startswith("#")), None):
-        raise ValueError(f"$ref: {far}: only a place in the same schema, `#/...`, can be referred to")
+    if far := re.search(r'"\$ref": "([^#"][^"]*)', json.dumps(schema)):  # jsonschema would fetch it
+        raise ValueError(f"$ref: {far[1]}: only a place in the same schema, `#/...`, can be referred to")
     grammar(schema, STYLES[0])
     return schema
 
 
-def of(objects: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def of(values: Iterable[Any]) -> dict[str, Any]:
     """A schema that allows these objects: types, keys in their order, keys that are always there.
 
     It does not close the set of a field's values. To do so, write a schema with `enum` in the task file.
     """
-    return _of(list(objects))
+    values = list(values)
+    objects = [value for value in values if isinstance(value, dict)]
+    lists = [value for value in values if isinstance(value, list)]
+    names = {TYPES[type(value)] for value in values if not isinstance(value, dict | list)}
+    found = [_of_objects(objects)] if objects else []
+    if lists:
+        items = [item for each in lists for item in each]
+        found.append({"type": "array"} | ({"items": of(items)} if items else {}))
+    found += [{"type": name} for name in sorted(names) if name != "integer" or "number" not in names]
+    return found[0] if len(found) == 1 else {"anyOf": found}
+
+
+def _of_objects(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    order: list[str] = []
+    for each in objects:
+        place = 0
+        for key in each:  # a new key stands behind the one that it follows
+            if key not in order:
+                order.insert(place, key)
+            place = order.index(key) + 1
+    return {
+        "type": "object",
+        "properties": {key: of(each[key] for each in objects if key in each) for key in order},
+        "required": [key for key in order if all(key in each for each in objects)],
+        "additionalProperties": False,
+    }
 
 
 def grammar(schema: dict[str, Any], separators: tuple[str, str]) -> str:
     """The schema as a grammar (GBNF) without free white space; keys come in the schema's order, in UTF-8.
 
-    Args:
-        separators: between two fields, and between a key and its value.
-
-    Raises:
-        ValueError: xgrammar makes none from this schema.
+    The separators are those between two fields, and between a key and its value. ValueError if xgrammar makes
+    no grammar from this schema.
     """
     from xgrammar import Grammar  # imports torch
 
@@ -97,10 +124,13 @@ def grammar(schema: dict[str, Any], separators: tuple[str, str]) -> str:
     return text
 
 
-def separators(texts: Iterable[str]) -> tuple[str, str]:
+def separators(texts: list[str]) -> tuple[str, str]:
     """Which of `STYLES` most of these JSON texts are written in."""
-    found = Counter(style for text in texts for style in STYLES if _written(text, style))
-    return max(STYLES, key=lambda style: found[style])
+
+    def written(text: str, style: tuple[str, str]) -> bool:
+        return text.strip() == json.dumps(json.loads(text), separators=style, ensure_ascii=text.isascii())
+
+    return max(STYLES, key=lambda style: sum(written(text, style) for text in texts))
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -120,71 +150,47 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def canonical(value: Any) -> str:
     """JSON that is the same for values that are the same: keys in order, 2.0 as 2."""
-    return json.dumps(_whole(value), sort_keys=True, ensure_ascii=False)
+
+    def whole(text: str) -> float:
+        return int(number) if (number := float(text)).is_integer() else number
+
+    return json.dumps(json.loads(json.dumps(value), parse_float=whole), sort_keys=True, ensure_ascii=False)
 
 
-def _of(values: list[Any]) -> dict[str, Any]:
-    objects = [value for value in values if isinstance(value, dict)]
-    lists = [value for value in values if isinstance(value, list)]
-    found = [_object_of(objects)] if objects else []
-    if lists:
-        items = [item for each in lists for item in each]
-        found.append({"type": "array"} | ({"items": _of(items)} if items else {}))
-    names = {_name(value) for value in values if not isinstance(value, dict | list)}
-    names -= {"integer"} if "number" in names else set()
-    found += [{"type": name} for name in sorted(names)]
-    return found[0] if len(found) == 1 else {"anyOf": found}
+class Objects(Kind):
+    """JSON objects of one schema. Intervals count distinct objects, as several questions may have one.
 
+    A field is what `leaves` yields. In a list its place does not count, except for the same object.
+    """
 
-def _object_of(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    order: list[str] = []
-    for each in objects:
-        place = 0
-        for key in each:  # a new key stands behind the one that it follows
-            if key not in order:
-                order.insert(place, key)
-            place = order.index(key) + 1
-    return {
-        "type": "object",
-        "properties": {key: _of([each[key] for each in objects if key in each]) for key in order},
-        "required": [key for key in order if all(key in each for each in objects)],
-        "additionalProperties": False,
+    name, unit, part = "JSON", "objects", "field"
+    metrics: ClassVar = {
+        "exact match": lambda row: row.right,
+        "same object": lambda row: row.said == row.meant,  # the order of keys and white space aside
+        **part_metrics("field"),
     }
+    mistaken: ClassVar = {
+        "not a JSON object": lambda row: not row.parses,
+        "missing field": Compared.missing,
+        "invented field": Compared.invented,
+        "wrong value": lambda row: row.said != row.meant,
+        "same object": lambda row: True,
+    }
+    shown = ("exact match", "same object", "field precision", "field recall", "field F1", "valid answers")
 
+    def __init__(self, schema: dict[str, Any], separators: tuple[str, str]):
+        self.schema = schema
+        self.guide = {"structured_outputs": {"grammar": grammar(schema, separators)}}
 
-def _references(value: Any) -> Iterator[str]:
-    """What a schema refers to: jsonschema would fetch an address."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if isinstance(value, dict) and isinstance(address := value.get("$ref"), str):
-        yield address
-    for each in inner:
-        yield from _references(each)
+    def read(self, text: str) -> tuple[str, Iterator[tuple[str, str]]]:
+        """The object as canonical text, and its fields."""
+        found = parse(text)
+        return canonical(found), leaves(found)
 
+    def check(self, said: str) -> None:
+        """See `schema.check`."""
+        check(json.loads(said), self.schema)
 
-def _name(value: Any) -> str:
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
-    return names[type(value)]
-
-
-def _written(text: str, style: tuple[str, str]) -> bool:
-    found = json.loads(text)
-    return text.strip() in {json.dumps(found, separators=style, ensure_ascii=way) for way in (False, True)}
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _whole(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_whole(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
+    def units(self, rows: list[Compared], inputs: list[str] | None) -> list[str]:
+        """The objects, however they are written."""
+        return [row.meant for row in rows]

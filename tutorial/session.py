@@ -13,8 +13,8 @@ from typing import Any
 
 from tutorial import STARTED, adapters, answers, cluster, data, gpus, model, recipe, settings, stage
 from tutorial.files import Place
+from tutorial.kind import Kind
 from tutorial.progress import around
-from tutorial.score import Kind
 from tutorial.settings import ROOT, Profile
 from tutorial.storage import Storage
 
@@ -32,7 +32,7 @@ class Run:
         api_keys: what clients send; a key made for this run if `API_KEYS` is not set.
         profile: once `choose_profile` was called.
         model_path: the base model's folder on this machine, once `base_model` was called.
-        kind: what the answers are, a `score.Kind`, once `load_rows` was called.
+        kind: what the answers are, a `kind.Kind`, once `load_rows` was called.
         results: what out/results.json will hold.
 
     Raises:
