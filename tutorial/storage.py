@@ -6,9 +6,9 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyarrow.fs import FileType
@@ -31,17 +31,19 @@ class Storage:
         run_name: the run; its files are in `root / run_name`.
         resumed: whether the run goes on where an earlier one of its name ended.
         server: the run's own S3 server; None if the storage is an object store of the user's.
-        scratch: a name that nobody can guess, for this run's temporary folder on each machine.
         local: the folder for files that the storage did not take.
+        scratch: a name that nobody can guess, for this run's temporary folder on each machine.
     """
 
     root: Place
     run_name: str
     resumed: bool = False
     server: S3Server | None = None
-    scratch: str = ""
     local: Path = ROOT / "out"
-    _made: list[Path] = field(default_factory=list)
+    _made: Sequence[Path] = ()  # folders that were not there before
+
+    def __post_init__(self) -> None:
+        self.scratch = f"{self.run_name}-{secrets.token_hex(8)}"
 
     @classmethod
     def open(cls, uri: str | None, run_name: str, resume: bool = False, free: dict = FREE) -> "Storage":
@@ -59,26 +61,18 @@ class Storage:
         if not re.fullmatch(r"\w[\w.-]*", run_name, re.ASCII):
             raise TutorialError(f"RUN_NAME={run_name}: set letters, digits, '.', '_' and '-' alone")
         machine.check_disk(tempfile.gettempdir(), "TMPDIR", free["TMPDIR"])
-        place = uri and Place.of(uri, attempts=1, timeout_s=4)
-        server = None if place and place.scheme else S3Server()
-        store = cls(place, run_name, resume, server, f"{run_name}-{secrets.token_hex(8)}")
+        root = Place.of(uri) if uri else None
+        server = None if root and root.scheme else S3Server()
+        made = _probe(root, run_name, free["STORAGE"]) if root else []
+        store = cls(root or server.place(), run_name, resume, server, _made=made)
         atexit.register(store.close)  # a run that fails leaves no server
-        folders = [Path(place.path), *Path(place.path).parents] if place and not place.scheme else []
-        store._made = [each for each in folders if not each.exists()]
-        if place:
-            _probe(place, run_name)
-        else:
-            server.start()
-        store.root = Place.of(uri) if place else server.place()
-        if folders:
-            machine.check_disk(place.path, "STORAGE", free["STORAGE"])
-        if bool(store.listing()) == resume:
-            return store
-        store.close()
-        there, hint = "a", "set another, or RESUME=1"
-        if resume:
-            there, hint = "no", "set STORAGE and RUN_NAME as they were"
-        raise TutorialError(f"RUN_NAME={run_name}: {store} holds {there} run of this name; {hint}")
+        if bool(store.listing()) != resume:
+            store.close()
+            there, hint = "a", "set another, or RESUME=1"
+            if resume:
+                there, hint = "no", "set STORAGE and RUN_NAME as they were"
+            raise TutorialError(f"RUN_NAME={run_name}: {store} holds {there} run of this name; {hint}")
+        return store
 
     @property
     def place(self) -> Place:
@@ -119,7 +113,6 @@ class Storage:
         alone. If the storage is a folder, the files are copied to the run's own S3 server."""
         if self.root.scheme:
             return str(self.place / name)
-        self.engine_env()
         target = self.server.place() / self.run_name / name
         with failing(f"STORAGE={self.root}: {name} cannot be copied to the local S3 server"):
             if (self.place / name).exists():
@@ -128,8 +121,6 @@ class Storage:
 
     def engine_env(self) -> dict[str, str]:
         """For the engines' runtime environment: where the run's own S3 server is; {} without one."""
-        if self.server and not self.server.endpoint:
-            self.server.start()
         return self.server.address() if self.server else {}
 
     def worker_env(self) -> dict[str, str]:
@@ -164,12 +155,9 @@ class Storage:
     def clean_up(self) -> int:
         """Delete what this run wrote there, and its temporary folder here: the number of files there."""
         count = len(self.listing())
-        if not self.place.path.endswith(f"/{self.run_name}"):
-            raise TutorialError(f"{self.place} is not the folder of {self.run_name}; nothing was deleted")
         with failing(f"STORAGE={self.root}: the files of {self.run_name} cannot be deleted"):
             self.place.delete()
-        if self.scratch:
-            shutil.rmtree(Path(tempfile.gettempdir(), self.scratch), ignore_errors=True)
+        shutil.rmtree(Path(tempfile.gettempdir(), self.scratch), ignore_errors=True)
         with suppress(OSError):  # one holds other files by now
             for folder in self._made:
                 folder.rmdir()
@@ -181,14 +169,20 @@ class Storage:
             self.server.stop()
 
 
-def _probe(root: Place, run_name: str) -> None:
-    """TutorialError if the storage cannot be written, read and deleted from within seconds."""
-    bucket, probe = root.path.split("/")[0], root / f"{run_name}.probe"
+def _probe(root: Place, run_name: str, free: int) -> list[Path]:
+    """The folders that have to be made for a storage; TutorialError if it cannot be written, read and deleted
+    from within seconds, or is a folder on a disk with less than `free` bytes."""
+    bucket, folder = root.path.split("/")[0], Path(root.path)
+    probe = replace(root, options=root.options | {"attempts": 1, "timeout_s": 4}) / f"{run_name}.probe"
+    missing = [] if root.scheme else [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        if root.scheme and root.files.get_file_info(bucket).type == FileType.NotFound:
+        if root.scheme and probe.files.get_file_info(bucket).type == FileType.NotFound:
             raise OSError(f"there is no bucket {bucket!r}, or these credentials cannot see it")
         probe.write(b"probe")
         probe.read()
         probe.delete()
     except OSError as error:
         raise TutorialError(f"STORAGE={root}: {one_line(error)}{HINTS.get(root.scheme, '')}") from None
+    if not root.scheme:
+        machine.check_disk(root.path, "STORAGE", free)
+    return missing
