@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from ray import serve
 from ray.serve.llm import LLMConfig
@@ -26,7 +27,7 @@ from tutorial import TutorialError, adapters, cluster, door, endpoint, replica, 
 
 KEYS = ["a-key-of-the-first-team", "a-key-of-the-second-team"]
 TIME_LIMIT_S, MOST_TOKENS = 8, 6000
-PORT = serving.free_port()
+PORT = serving.check_port(None)
 LONG = {"max_tokens": MOST_TOKENS, "extra_body": {"ignore_eos": True}}
 
 
@@ -503,12 +504,25 @@ def test_an_engine_that_is_stuck_keeps_nobody_waiting_for_ever(client, impatient
     assert ask(client, max_tokens=5).usage.completion_tokens == 5
 
 
+def scrape() -> dict[str, float]:
+    """Prometheus samples by name, each summed over the processes that report it: of vLLM's engines those that
+    serve, which have a `ReplicaId`."""
+    found: dict[str, float] = defaultdict(float)
+    for node in ray.nodes():
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for family in text_string_to_metric_families(requests.get(url, timeout=10).text):
+            for sample in family.samples:
+                if sample.labels.get("ReplicaId") != "":
+                    found[sample.name] += sample.value
+    return found
+
+
 def test_metrics(client):
     tokens = "ray_vllm_generation_tokens_total"
-    before = serving.scrape(ray.nodes()).get(tokens, 0)
+    before = scrape().get(tokens, 0)
     ask(client, max_tokens=30, extra_body={"ignore_eos": True})
     for _ in range(30):  # processes report every few seconds
-        if (found := serving.scrape(ray.nodes())).get(tokens, 0) >= before + 30:
+        if (found := scrape()).get(tokens, 0) >= before + 30:
             break
         time.sleep(1)
     assert found[tokens] >= before + 30

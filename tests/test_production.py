@@ -97,7 +97,7 @@ def prometheus(cluster, tmp_path_factory):
     if not (program := shutil.which("prometheus")):
         yield None
         return
-    folder, url = tmp_path_factory.mktemp("prometheus"), f"http://127.0.0.1:{serving.free_port()}"
+    folder, url = tmp_path_factory.mktemp("prometheus"), f"http://127.0.0.1:{serving.check_port(None)}"
     found = {
         "job_name": "ray",
         "file_sd_configs": [{"files": [f"{cluster}/prom_metrics_service_discovery.json"]}],

@@ -51,7 +51,7 @@ def test_a_wrong_setting_ends_the_first_cell_in_one_line(environment, line):
 def test_the_port_is_looked_for_when_the_service_is_about_to_start():
     """Minutes after the first cell, another process may have what was free then."""
     taken = "import socket; taken = socket.create_server(('127.0.0.1', run.settings.port))"
-    port = str(serving.free_port())
+    port = str(serving.check_port(None))
     done = cells("environment", taken, "run.port", PORT=port)
     assert done.stderr.strip().splitlines()[-1].startswith(f"TutorialError: PORT={port}: another process")
     free = cells("environment", "assert 'port' not in vars(run)", "print(run.port == run.port > 0)")

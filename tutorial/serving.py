@@ -1,18 +1,15 @@
-"""Start the service, ask it, and read what it counts."""
+"""Start the service, and ask it."""
 
 import atexit
 import secrets
 import socket
 import time
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
 
 import pandas as pd
 import ray
-import requests
 from openai import OpenAI
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from ray import serve
 
@@ -21,11 +18,6 @@ from tutorial.model import model_id  # noqa: F401  what the cells and clients ca
 from tutorial.score import exact_match
 
 KEY_LENGTH = 16  # characters, at least
-
-
-def free_port() -> int:
-    """A port of loopback that no process listens on now."""
-    return check_port(None)
 
 
 def check_port(port: int | None, host: str = "127.0.0.1") -> int:
@@ -37,9 +29,8 @@ def check_port(port: int | None, host: str = "127.0.0.1") -> int:
         except PermissionError:
             raise TutorialError(f"PORT={port}: not allowed to this user; set PORT above 1023") from None
         except OSError:
-            raise TutorialError(
-                f"PORT={port}: another process uses this port; set PORT to a free one"
-            ) from None
+            taken = f"PORT={port}: another process uses this port; set PORT to a free one"
+            raise TutorialError(taken) from None
         return probe.getsockname()[1]
 
 
@@ -84,34 +75,24 @@ def delete(name: str) -> None:
             serve.shutdown()  # a controller that stays keeps the port and other options of its own
 
 
-def ask_all(client: OpenAI, model: str, chats: list[list[dict]], **options: Any) -> list[str]:
-    """A model's answers to several chats, given by their messages, which are asked at the same time.
-
-    Args:
-        client: OpenAI's.
-        model: `model` or `model:adapter`.
-        chats: the messages of each.
-        options: further arguments of a request.
-    """
-
-    def ask(messages: list[dict]) -> str:
-        reply = client.chat.completions.create(model=model, messages=messages, **options)
-        return reply.choices[0].message.content
-
-    with ThreadPoolExecutor(len(chats)) as pool:
-        return list(pool.map(ask, chats))
-
-
 def compare(session, client: OpenAI, models: list[str], chat, rows: list[dict], **options) -> pd.DataFrame:
-    """The exact match of several served models: columns model, exact match. `ask_all` has the arguments.
+    """The exact match of several served models: columns model, exact match.
 
     Args:
         session: a `session.Run`, which records the answers.
+        client: OpenAI's.
+        models: each `model` or `model:adapter`; it is asked for all rows at the same time.
         chat: a `prompt.Chat`.
         rows: with `input` and `output`.
+        options: further arguments of a request.
     """
     chats, targets = [chat.messages(row) for row in rows], [row["output"] for row in rows]
-    answers = {model: ask_all(client, model, chats, **options) for model in models}
+    answers = {}
+    with ThreadPoolExecutor(len(chats)) as pool:
+        for model in models:
+            ask = partial(client.chat.completions.create, model=model, **options)
+            replies = pool.map(lambda messages, ask=ask: ask(messages=messages), chats)
+            answers[model] = [reply.choices[0].message.content for reply in replies]
     session.results["serving"] |= {"targets": targets, "answers": answers}
     session.lap("online serving")
     found = [(model, exact_match(given, targets)) for model, given in answers.items()]
@@ -129,51 +110,11 @@ def wait_until_ready(application: str, timeout_s: float) -> float:
         status = serve.status().applications[application]
         if status.status == "RUNNING":
             return time.monotonic() - start
-        reasons = [d.message for d in status.deployments.values() if d.message] + [status.message]
-        reason = next((r.strip().splitlines()[-1] for r in reasons if r.strip()), "no reason given")
-        if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise TutorialError(f"the application {application!r} failed to start: {reason}")
-        if time.monotonic() - start > timeout_s:
-            raise TutorialError(
-                f"the application {application!r} is {status.status} after {timeout_s:.0f} s "
-                f"(SERVE_TIMEOUT_S): {reason}"
-            )
+        failed = status.status in ("DEPLOY_FAILED", "UNHEALTHY")
+        if failed or time.monotonic() - start > timeout_s:
+            waited = f"is {status.status} after {timeout_s:.0f} s (SERVE_TIMEOUT_S)"
+            reasons = [*(each.message for each in status.deployments.values()), status.message]
+            said = [text.strip().splitlines()[-1] for text in reasons if text.strip()] or ["no reason given"]
+            what = "failed to start" if failed else waited
+            raise TutorialError(f"the application {application!r} {what}: {said[0]}")
         time.sleep(0.5)
-
-
-def counters(names: list[str], nodes: list[dict], timeout_s: float = 60) -> dict[str, float]:
-    """`scrape`, repeated until all names are there, as processes report every few seconds; NaN for a name
-    that is missing after `timeout_s`."""
-    start = time.monotonic()
-    while set(names) - set(found := scrape(nodes)) and time.monotonic() - start < timeout_s:
-        time.sleep(1)
-    return dict.fromkeys(names, float("nan")) | found
-
-
-def scrape(nodes: list[dict]) -> dict[str, float]:
-    """Prometheus samples by name, each summed over the machines and processes that report it.
-
-    vLLM's names begin with `ray_vllm_`, Ray Serve's with `ray_serve_`; a histogram has `_sum` and `_count`,
-    without its buckets. Of vLLM's engines those that serve are counted, not the batch stage's. A machine that
-    does not answer is named in a line, and left out.
-
-    Args:
-        nodes: `ray.nodes()`.
-    """
-    found: dict[str, float] = defaultdict(float)
-    for node in nodes:
-        if not node["Alive"]:
-            continue
-        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        try:
-            answer = requests.get(url, timeout=10)
-            answer.raise_for_status()
-        except requests.RequestException as error:
-            print(f"no metrics of {url}: {type(error).__name__}")
-            continue
-        for family in text_string_to_metric_families(answer.text):
-            for sample in family.samples:
-                served = sample.labels.get("ReplicaId") != ""  # vLLM's label, empty outside Ray Serve
-                if served and not sample.name.endswith("_bucket"):
-                    found[sample.name] += sample.value
-    return dict(found)
