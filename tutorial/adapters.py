@@ -112,24 +112,26 @@ def verify(place: Place, base: str) -> Manifest:
         raise TutorialError(f"{place}/{MANIFEST}: {first_error(error)}; publish the adapter again") from None
     found = _measure(place)
     if other := [file for file in FILES if manifest.files.get(file) != found[file]]:
-        raise TutorialError(
-            f"{place}/{other[0]}: by its SHA-256 not the file that was published; publish it again"
-        )
-    if manifest.base_model != model_id(base):
-        raise TutorialError(
-            f"{place}: made for {manifest.base_model}, not for {model_id(base)}; set MODEL as it was"
-        )
+        changed = "by its SHA-256 not the file that was published; publish it again"
+        raise TutorialError(f"{place}/{other[0]}: {changed}")
+    if manifest.base_model != (served := model_id(base)):
+        raise TutorialError(f"{place}: made for {manifest.base_model}, not for {served}; set MODEL as it was")
     return manifest
 
 
-def verify_all(place: Place, base: str) -> dict[str, Manifest]:
-    """`verify` each adapter below a folder, if there is one: the manifests by the adapters' names.
+def listed(place: Place) -> list[str]:
+    """The names of the adapters below a folder, if there is one.
 
     An adapter without its configuration is still being published: Ray Serve waits for that file too.
     """
+    names = [file.removesuffix(f"/{CONFIG}") for file in place.listing() if file.endswith(f"/{CONFIG}")]
+    return sorted(name for name in names if "/" not in name)
+
+
+def verify_all(place: Place, base: str) -> dict[str, Manifest]:
+    """`verify` each adapter below a folder: the manifests by the adapters' names."""
     with failing(f"{place}: the adapters cannot be read"):
-        names = [file.removesuffix(f"/{CONFIG}") for file in place.listing() if file.endswith(f"/{CONFIG}")]
-        return {name: verify(place / name, base) for name in names if "/" not in name}
+        return {name: verify(place / name, base) for name in listed(place)}
 
 
 def keep(store: Storage) -> Place | None:
@@ -154,10 +156,8 @@ def _check(config: bytes, weights: Path, max_rank: int) -> int:
         if value and key not in HARMLESS:
             raise TutorialError(f"{CONFIG}: {key}={value!r}: vLLM would leave it out; train without it")
     if checked.r > max_rank:
-        raise TutorialError(
-            f"{CONFIG}: r={checked.r}, the engines take ranks up to {max_rank}; train with a lower "
-            "lora_rank, or raise their max_lora_rank"
-        )
+        hint = "train with a lower lora_rank, or raise their max_lora_rank"
+        raise TutorialError(f"{CONFIG}: r={checked.r}, the engines take ranks up to {max_rank}; {hint}")
     try:
         with safe_open(weights, "np") as tensors:
             if not tensors.keys():

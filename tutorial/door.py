@@ -60,14 +60,19 @@ class Refused(Exception):
         self.content = {"error": error | {"code": code or CODES.get(status, "invalid_value")}}
 
 
+def no_model(name: str) -> Refused:
+    """For who asks for a model that is not there."""
+    message = f"there is no model {name!r}; GET /v1/models lists those there are"
+    return Refused(404, message, "model_not_found", "model")
+
+
 def mistake(error: BaseException | None) -> Refused | None:
     """The client's mistake behind an exception of pydantic's or vLLM's, if it is one."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
-        return Refused(
-            400, f"{place}: {first['msg']}".removeprefix(": "), param=place.partition(".")[0] or None
-        )
+        message = f"{place}: {first['msg']}".removeprefix(": ")
+        return Refused(400, message, param=place.partition(".")[0] or None)
     if CLIENTS & {kind.__name__ for kind in type(error).__mro__}:
         return Refused(400, one_line(error), param=getattr(error, "parameter", None))
     if type(error).__name__ == "EngineGenerateError":  # vLLM's, around whatever it was
@@ -118,19 +123,16 @@ class Door:
 
         async def pass_on(message: Message) -> None:
             nonlocal begun
-            if message["type"] == "http.response.start":
-                held.append(
-                    message
-                )  # until it is known that no error comes first: that has a status of its own
-                return
-            for line in message["body"].splitlines() if ERROR in message.get("body", b"") else ():
+            for line in message.get("body", b"").splitlines():
                 if line.startswith(ERROR):  # in vLLM's words
                     said = json.loads(line.removeprefix(b"data: "))["error"]
                     raise Refused(int(said["code"]), str(said["message"]), param=said.get("param"))
+            held.append(message)
+            if message["type"] == "http.response.start":
+                return  # held until it is known that no error comes first: that has a status of its own
             begun = True
             while held:
-                await send(held.pop())
-            await send(message)
+                await send(held.pop(0))
 
         try:
             self._check(headers)

@@ -7,6 +7,7 @@ one's own (ray#59578); it is built here from public parts.
 import asyncio
 import os
 import time
+from functools import partial
 
 import ray
 from fastapi import FastAPI, Request
@@ -20,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from tutorial import TutorialError, adapters, one_line, serving, settings
-from tutorial.door import Door, Refused, digest, read
+from tutorial.door import Door, digest, no_model, read
 from tutorial.files import Place
 from tutorial.replica import Server, adapters_of
 
@@ -52,37 +53,29 @@ class Ingress(OpenAiIngress):
 
     async def models(self) -> dict:
         """`/v1/models`."""
-        names = [name for base in self.configs for name in await self._names(base)]
-        return {"object": "list", "data": [self._card(name) for name in names]}
+        return {"object": "list", "data": [card for base in self.configs for card in await self._cards(base)]}
 
     async def model_data(self, model: str) -> dict:
         """`/v1/models/{model}`."""
-        await self._find(model)
-        return self._card(model)
+        for card in await self._cards(model.partition(":")[0]):
+            if card["id"] == model:
+                return card
+        raise no_model(model)
 
     async def _ask(self, ask, body: ChatCompletionRequest | CompletionRequest, request: Request) -> Response:
         if body.model not in {None, *self.known}:  # a name that was found once is looked for at its replica
-            await self._find(body.model)
+            await self.model_data(body.model)
             self.known.add(body.model)
         return await ask(body, request)
 
-    async def _find(self, model: str) -> None:
-        base = model.partition(":")[0]
-        if base not in self.configs or model not in await self._names(base):
-            message = f"there is no model {model!r}; GET /v1/models lists those there are"
-            raise Refused(404, message, "model_not_found", "model")
-
-    async def _names(self, base: str) -> list[str]:
-        place, last = self.places[base], f"/{adapters.CONFIG}"  # an adapter's last file
-        files = await asyncio.to_thread(place.listing) if place else {}
-        names = sorted(file.removesuffix(last) for file in files if file.endswith(last))
-        return [base, *(f"{base}:{name}" for name in names if "/" not in name)]
-
-    def _card(self, model: str) -> dict:
-        base = model.partition(":")[0]
-        longest = self.configs[base].engine_kwargs.get("max_model_len")
-        card = {"id": model, "object": "model", "created": self.created, "owned_by": "organization-owner"}
-        return card | {"max_model_len": longest, "parent": base if model != base else None}
+    async def _cards(self, base: str) -> list[dict]:
+        """A base model and its adapters, as they are listed; [] if it is not served."""
+        if base not in self.configs:
+            return []
+        names = await asyncio.to_thread(adapters.listed, place) if (place := self.places[base]) else []
+        card = {"id": base, "object": "model", "created": self.created, "owned_by": "organization-owner"}
+        card |= {"max_model_len": self.configs[base].engine_kwargs.get("max_model_len"), "parent": None}
+        return [card, *(card | {"id": f"{base}:{name}", "parent": base} for name in names)]
 
 
 def build(args: dict) -> serve.Application:
@@ -108,23 +101,22 @@ def build(args: dict) -> serve.Application:
         digests = [digest(key) for key in serving.keys(given)]
     given = LLMServingArgs.model_validate({key: args[key] for key in ARGS[:2] if key in args})
     configs = given.llm_configs
-    _verify(configs)
-    app = FastAPI(openapi_url=None)
+    for config in configs:
+        _verify(config)
+    app = FastAPI(openapi_url=None, exception_handlers={HTTPException: _raise})
     offered = ", ".join(f"{method} {path.replace(':path', '')}" for method, path in ROUTES.values())
     app.add_middleware(Door, digests=digests, offered=offered)
-    app.add_exception_handler(HTTPException, _raise)
-    endpoints = {
-        name: lambda app, method=method, path=path: app.api_route(path, methods=[method])
+    routes = {
+        name: partial(FastAPI.api_route, path=path, methods=[method])
         for name, (method, path) in ROUTES.items()
     }
-    prefix = f"{LLMServer.__name__}:"
     servers = {
-        each.model_id: build_llm_deployment(
-            each, deployment_cls=each.server_cls or Server, name_prefix=prefix
+        config.model_id: build_llm_deployment(
+            config, deployment_cls=config.server_cls or Server, name_prefix=f"{LLMServer.__name__}:"
         )
-        for each in configs
+        for config in configs
     }
-    ingress = serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=endpoints, app=app))
+    ingress = serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=routes, app=app))
     return ingress.options(**_options(configs, given.ingress_deployment_config)).bind(servers, configs)
 
 
@@ -133,38 +125,40 @@ def _aws(config: LLMConfig) -> dict[str, str]:
     return {name: value for name, value in env_vars.items() if name.startswith("AWS_")}
 
 
-def _verify(configs: list[LLMConfig]) -> None:
+def _verify(config: LLMConfig) -> None:
     """Compare what is published already with its manifests, in a worker: it has the keys to the storage."""
 
-    def verify(path: str, base: str) -> None:
+    def verify(path: str, base: str) -> None:  # goes to the worker by value, which imports these two alone
         adapters.verify_all(Place.of(path, "dynamic_lora_loading_path"), base)
 
-    for config in configs:
-        if path := config.lora_config and config.lora_config.dynamic_lora_loading_path:
-            task = ray.remote(verify).options(num_cpus=0, runtime_env={"env_vars": _aws(config)})
-            try:
-                ray.get(task.remote(path, config.model_id))
-            except RayTaskError as error:
-                told = error.cause if isinstance(error.cause, TutorialError) else None
-                raise told or TutorialError(
-                    f"dynamic_lora_loading_path={path}: {one_line(error.cause)}"
-                ) from None
+    if path := config.lora_config and config.lora_config.dynamic_lora_loading_path:
+        task = ray.remote(verify).options(num_cpus=0, runtime_env={"env_vars": _aws(config)})
+        try:
+            ray.get(task.remote(path, config.model_id))
+        except RayTaskError as error:
+            if isinstance(error.cause, TutorialError):
+                raise error.cause from None
+            raise TutorialError(f"dynamic_lora_loading_path={path}: {one_line(error.cause)}") from None
 
 
 def _options(configs: list[LLMConfig], given: dict) -> dict:
-    """Ray's options for an ingress, with those that are given, and the engines' way to the storage."""
-    options = Ingress.get_deployment_options(configs)
-    scaling = options.pop("autoscaling_config")
-    options |= given
-    if "num_replicas" not in given:
-        options["autoscaling_config"] = scaling | given.get("autoscaling_config", {})
-    env = given.get("ray_actor_options", {}).get("runtime_env", {})
+    """Ray's options for an ingress and the engines' way to the storage; over them, what is given."""
     env_vars = {name: value for config in configs for name, value in _aws(config).items()}
-    env_vars |= env.get("env_vars", {})
-    if env_vars:
-        actor = given.get("ray_actor_options", {}) | {"runtime_env": env | {"env_vars": env_vars}}
-        options["ray_actor_options"] = actor
-    return options
+    options = {"ray_actor_options": {"runtime_env": {"env_vars": env_vars}}} if env_vars else {}
+    options |= Ingress.get_deployment_options(configs)
+    if "num_replicas" in given:
+        del options["autoscaling_config"]
+    return _merged(options, given)
+
+
+def _merged(one: dict, other: dict) -> dict:
+    """The keys of both, and those of dictionaries in both; of others the second's value."""
+    inner = {
+        key: _merged(one[key], value)
+        for key, value in other.items()
+        if isinstance(value, dict) and isinstance(one.get(key), dict)
+    }
+    return one | other | inner
 
 
 async def _raise(request: Request, error: Exception) -> Response:

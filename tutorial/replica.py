@@ -13,7 +13,7 @@ from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 
 from tutorial import TutorialError, adapters
-from tutorial.door import ERROR, Refused, mistake
+from tutorial.door import ERROR, Refused, mistake, no_model
 from tutorial.files import Place
 
 AT_ONCE = 2  # pieces of a streamed answer: the role, which has no text, and the first token
@@ -24,7 +24,7 @@ STORAGE_S = 1  # that the storage may take to say whether an adapter is still th
 
 
 def adapters_of(config: LLMConfig, **limits: int) -> Place | None:
-    """Where a model's adapters are published, if it has any."""
+    """Where a model's adapters are published, if it has any; `limits` as for `Place.of`."""
     path = config.lora_config and config.lora_config.dynamic_lora_loading_path
     return Place.of(path, "dynamic_lora_loading_path", **limits) if path else None
 
@@ -53,7 +53,7 @@ class Adapters:
         try:
             await asyncio.to_thread(fetch)
         except FileNotFoundError:
-            raise self._gone(name) from None
+            raise no_model(lora_model_id) from None
         except TutorialError as error:
             message = f"{lora_model_id} is not what was published, and is not served"
             raise Refused(404, message, "model_invalid", "model") from error
@@ -72,15 +72,12 @@ class Adapters:
         try:
             found = await asyncio.wait_for(asyncio.to_thread(manifest), STORAGE_S)
         except FileNotFoundError:
-            raise self._gone(name) from None
-        except (OSError, TimeoutError):
+            raise no_model(f"{self.base}:{name}") from None
+        except OSError:  # TimeoutError is one too
             return  # a storage that does not answer takes nothing away
         if found != self.loaded[name]:
             message = f"{self.base}:{name} was replaced while it was served; publish it under another name"
             raise Refused(404, message, "model_invalid", "model")
-
-    def _gone(self, name: str) -> Refused:
-        return Refused(404, f"there is no model {self.base}:{name}", "model_not_found", "model")
 
 
 class Server(LLMServer):
