@@ -14,7 +14,7 @@ s3server  the run's own S3 server                   model     the base model's f
 adapters  what is published of an adapter           training  what surrounds the loop in Ray Train's workers
 template  the chat template of training and engines gpus      the memory of GPUs, and what fits
 session   a run: its storage, seconds, results.json stage     errors in one line; writes results.json
-callbacks what the trainer calls after each step    serving   starts a service, asks it, watches it
+callbacks what the trainer calls after each step    serving   starts a service, and asks it
 machine   cores, memory and disk of this machine
 endpoint  the service: keys, models, answers        door      checks of a request; errors in one envelope
 replica   the engine's process                      run       `make run`; cells by name
