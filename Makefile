@@ -55,7 +55,7 @@ deploy-check: .venv-deploy/.ready
 
 # What they saw is the table of the page's stage 7.
 test-faults: .venv/.ready
-	timeout 1800 pytest -q tests -m "faults or quick" --faults-json=benchmarks/results/faults-cpu.json --durations=0
+	timeout 1800 pytest -q tests -m faults --faults-json=benchmarks/results/faults-cpu.json --durations=0
 
 test-production: .venv/.ready
 	pytest -q -m production --durations=0
@@ -104,7 +104,7 @@ clean:
 define STEP
 step() {
 	echo "[$$(printf %4d $$SECONDS) s] $$1"
-	(while sleep 10 > /dev/null && kill -0 $$$$; do echo "[$$(printf %4d $$SECONDS) s] $$1"; done) &
+	(while sleep 10 > /dev/null 2>&1 && kill -0 $$$$; do echo "[$$(printf %4d $$SECONDS) s] $$1"; done) &
 	local ticker=$$! failed=0
 	"$${@:2}" || failed=$$?
 	kill $$ticker; wait $$ticker 2> /dev/null || true

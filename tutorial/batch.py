@@ -3,10 +3,12 @@
 import json
 from collections import UserDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Row = dict[str, Any]
 
@@ -57,9 +59,22 @@ def answered(run, asked: list[Row]) -> dict[str, pd.DataFrame]:
     """
     place = run.place / "answers"
     table = ray.data.read_parquet(place.path, filesystem=place.files).to_pandas().sort_values("id")
+    _unlock({question["model"].replace("/", "--") for question in asked})
     assert list(table["id"]) == [question["id"] for question in asked], "every question has one answer"
     failed, parts = int(sum(table["error"] != "")), dict(iter(table.groupby("system", sort=False)))
     print(f"{len(table)} rows came back, {failed} of them with an error")
     counts = {"rows_in": len(asked), "rows_out": len(table), "rows_failed": failed}
     run.results["batch"] = run.kind.report(parts) | counts | {"few_shot": run.task.few_shot}
     return parts
+
+
+def _unlock(names: set[str]) -> None:
+    """Delete the file with which Ray locked each adapter's download, in the home folder of every machine."""
+
+    def delete() -> None:
+        for name in names:
+            Path.home().joinpath(f"{name}-full.lock").unlink(missing_ok=True)
+
+    task, machines = ray.remote(num_cpus=0)(delete), [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    there = [NodeAffinitySchedulingStrategy(machine, soft=False) for machine in machines]
+    ray.get([task.options(scheduling_strategy=each).remote() for each in there])

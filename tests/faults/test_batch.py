@@ -34,7 +34,7 @@ def done(storage: Path, name: str) -> list[str]:
     return sorted(file.name for file in found if ".pending." not in file.name)
 
 
-@pytest.mark.quick
+@pytest.mark.faults
 def test_a_job_that_is_killed_goes_on(drive, seen, tmp_path):
     env = {"STORAGE": str(tmp_path), "RUN_NAME": "batch", "TEST_ROWS": str(ROWS)}
     run = drive([*BATCH, *cells.END], **env)

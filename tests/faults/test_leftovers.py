@@ -25,6 +25,7 @@ def listed(folder: Path) -> set[str]:
 @pytest.fixture
 def machine():
     """A folder outside of /tmp with an empty HOME, a copy of the project, and a storage that holds a file."""
+    (ROOT / "out").mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=ROOT / "out", prefix="machine-"))
     hidden = shutil.ignore_patterns(".*", "out", "images")
     shutil.copytree(ROOT, folder / "project", ignore=hidden)
