@@ -329,8 +329,8 @@ def test_a_push_makes_a_private_model_of_the_folder(tmp_path):
     Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
     env = os.environ | {"HF_TOKEN": "hf_secret", "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")}
-    program = "import pathlib, sys; from tutorial import hub; "
-    program += "print(hub.Hub('owner/name').push(pathlib.Path(sys.argv[1])))"
+    program = "import pathlib, sys; from tutorial import export; "
+    program += "print(export.Hub('owner/name').push(pathlib.Path(sys.argv[1])))"
     command = [sys.executable, "-c", program, str(tmp_path / "model")]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     server.shutdown()

@@ -18,9 +18,8 @@ callbacks what the trainer calls after each step    serving   starts a service, 
 machine   cores, memory and disk of this machine
 endpoint  the service: keys, models, answers        door      checks of a request; errors in one envelope
 replica   the engine's process                      run       `make run`; cells by name
-progress  a line that says how far a call is        terminal  what `make run` says
-export    `make export`: the merged model          merged    an adapter and its base model as one
-hub       a model card, and the push                gguf      `make gguf`: for Ollama and llama.cpp
+progress  a line that says how far a call is        merged    an adapter and its base model as one; its card
+export    `make export`: the merged model, the push gguf      `make gguf`: for Ollama and llama.cpp
 smollm2, quickstart  the small model, and a faster start of its engine
 """
 

@@ -146,11 +146,6 @@ def _found(train: list[str]) -> str:
         for text in train:
             schema.parse(text)
         return "JSON"
-    return "label" if look_like_labels(train) else "text"
-
-
-def look_like_labels(targets: list[str]) -> bool:
-    """Whether these answers are labels: few, short, in one line, each of them often."""
-    distinct = set(targets)
+    distinct = set(train)  # labels are few, short, in one line, each of them often
     short = all(len(each) <= LONGEST and len(each.splitlines()) == 1 for each in distinct)
-    return short and 2 <= len(distinct) <= min(MOST, len(targets) / OFTEN)
+    return "label" if short and 2 <= len(distinct) <= min(MOST, len(train) / OFTEN) else "text"

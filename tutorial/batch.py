@@ -14,12 +14,10 @@ Row = dict[str, Any]
 
 
 def questions(rows: list[Row], systems: dict[str, dict]) -> list[Row]:
-    """Every row for every system, with an `id` from 0.
+    """Every row, with its `input` and `output`, for every system, with an `id` from 0.
 
-    Args:
-        rows: with `input` and `output`. A `history` becomes a text of JSON: Arrow has no type for lists that
-            are all empty, and each block of rows has its own.
-        systems: by name: `model`, and `few_shot` and `guided` if they are true.
+    A system, by its name, has a `model`, and `few_shot` and `guided` if they are true. A `history` becomes a
+    text of JSON: Arrow has no type for lists that are all empty, and each block of rows has its own.
     """
     plain = {"few_shot": False, "guided": False}
     rows = [row | {name: json.dumps(row[name]) for name in ("history",) if name in row} for row in rows]
@@ -53,9 +51,7 @@ def answer(row: Row) -> Row:
 def answered(run, asked: list[Row]) -> dict[str, pd.DataFrame]:
     """The answers by system, in the order of the questions: columns id, input, target, answer, error.
 
-    Args:
-        run: a `session.Run`, which has the answers in its storage, and records their scores.
-        asked: what `questions` returned.
+    The run, a `session.Run`, has them in its storage, and records their scores.
     """
     place = run.place / "answers"
     table = ray.data.read_parquet(place.path, filesystem=place.files).to_pandas().sort_values("id")

@@ -25,8 +25,7 @@ TYPES = ("bf16", "f16", "q8_0")  # bf16 are the weights as they are; Ollama itse
 def convert(folder: Path, target: Path, kind: str) -> None:
     """Convert a model's folder to the file `target`.
 
-    Raises:
-        TutorialError: the converter is not installed, or does not know the model; its last line.
+    TutorialError, with the converter's last line, if it does not know the model, or is not installed.
     """
     if not CONVERTER.is_dir():
         raise TutorialError(
@@ -44,11 +43,7 @@ def convert(folder: Path, target: Path, kind: str) -> None:
 def modelfile(source: str, chat: Chat, systems: set[str], max_tokens: int) -> str:
     """What `ollama create` reads: the chat template in Go's language, as Ollama does not read Jinja's.
 
-    Args:
-        source: the GGUF's name.
-        chat: how the model is asked.
-        systems: the system texts of the rows; if there is one alone, it becomes the model's own.
-        max_tokens: of an answer.
+    The source is the GGUF's name. If the rows have one system text alone, it becomes the model's own.
     """
     template, system, user = chat.template, "{{ .System }}", "{{ .Prompt }}"
     if not template.has_system:

@@ -120,8 +120,7 @@ class Kind:
     def scores(self, answered: dict[str, pd.DataFrame]) -> pd.DataFrame:
         """One row for each system, its metrics as texts, shares with their 95% intervals.
 
-        Args:
-            answered: each system's answers to the same rows, in columns input, answer, target.
+        Of each system `answered` has the answers to the same rows: columns input, answer, target.
         """
 
         def text(value: float, low: float | None, high: float | None, count: float | None) -> str:

@@ -1,37 +1,19 @@
-"""An adapter merged into its base model: a model of its own, and whether it answers as the two did."""
+"""An adapter merged into its base model: the merge, whether it answers as the two did, and its model card."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import pyarrow.parquet
+import yaml
 
-from tutorial import TutorialError
-from tutorial.files import Place
+from tutorial import TutorialError, model
 from tutorial.prompt import Chat
 
 AT_ONCE = 16  # rows that are answered together
-
-
-def answered(place: Place, name: str) -> pd.DataFrame:
-    """The test rows that the batch stage asked an adapter, zero-shot and not guided, with its answers.
-
-    Returns:
-        One row for each, without those that failed: `instruction`, `input`, `output` and `answer`, texts.
-
-    Raises:
-        TutorialError: the batch stage has no such answers.
-    """
-    tables = (place / "questions", place / "answers")
-    if not all(table.exists() for table in tables):
-        raise TutorialError(f"{place} holds no answers to compare with; RESUME=1 resumes the run")
-    read = (pyarrow.parquet.read_table(table.path, filesystem=table.files) for table in tables)
-    asked, answers = (table.to_pandas().set_index("id") for table in read)
-    asked = asked[(asked["model"] == name) & ~asked["few_shot"] & ~asked["guided"]]
-    both = asked.join(answers.loc[answers["error"] == "", ["answer"]], how="inner")
-    if both.empty:
-        raise TutorialError(f"{place} holds no answers of {name} to compare with; RESUME=1 resumes the run")
-    return both.sort_index()
+CARD = Path(__file__).with_name("card.md.j2")
+# What the folder of a model does not say: where it comes from, and its licence.
+KNOWN = {model.PACKAGED: {"base_model": f"HuggingFaceTB/{model.PACKAGED}", "license": "apache-2.0"}}
 
 
 def merge(base: Path, adapter: Path, chat: Chat, target: Path) -> None:
@@ -62,27 +44,18 @@ def merge(base: Path, adapter: Path, chat: Chat, target: Path) -> None:
 def answer(folder: Path, chat: Chat, rows: list[dict], max_tokens: int, **source: str) -> list[str]:
     """A model's answers by Transformers, greedy, with the tokenizer and chat template of its own folder.
 
-    Args:
-        folder: the model's.
-        chat: how the rows become messages.
-        rows: `instruction`, `input` and `output`.
-        max_tokens: of an answer.
-        source: `gguf_file`, if that is what the folder holds.
-
-    Raises:
-        TutorialError: its chat template and tokenizer do not ask what the batch stage asked.
+    Rows have `instruction`, `input`, `output`. The source is `gguf_file`, if that is what the folder holds.
+    TutorialError if its chat template and tokenizer do not ask what the batch stage asked.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
     # transformers 5.5 takes every GGUF of Llama's architecture for one with SentencePiece's tokens.
     load = (PreTrainedTokenizerFast if source else AutoTokenizer).from_pretrained
-    tokenizer = load(folder, padding_side="left", **source)
+    tokenizer, texts = load(folder, padding_side="left", **source), []
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    conversations = [chat.messages(row) for row in rows]
-    options = {"tokenize": False, "add_generation_prompt": True}
-    texts = [tokenizer.apply_chat_template(turns, **options) for turns in conversations]
-    for text, turns in zip(texts, conversations, strict=True):
+    for turns in map(chat.messages, rows):
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         if text != (expected := chat.template.render(turns)):
             raise TutorialError(f"{folder.name}: its chat template asks {text!r}, not {expected!r}")
         ids, known = (
@@ -92,26 +65,57 @@ def answer(folder: Path, chat: Chat, rows: list[dict], max_tokens: int, **source
             raise TutorialError(
                 f"{folder.name}: its tokenizer makes {ids} of {text!r}, the base model's {known}"
             )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **source).to(device).eval()
-    found = []
-    for start in range(0, len(texts), AT_ONCE):
-        batch = tokenizer(
-            texts[start : start + AT_ONCE], add_special_tokens=False, padding=True, return_tensors="pt"
-        ).to(device)
-        options = {"eos_token_id": sorted(chat.template.stops), "pad_token_id": tokenizer.pad_token_id}
-        with torch.inference_mode():
-            said = loaded.generate(
-                batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                do_sample=False,
-                max_new_tokens=max_tokens,
-                **options,
-            )
-        found += tokenizer.batch_decode(said[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return found
+        texts.append(text)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **source)
+    ends = {"eos_token_id": sorted(chat.template.stops), "pad_token_id": tokenizer.pad_token_id}
+    ask = pipeline("text-generation", loaded, tokenizer=tokenizer, do_sample=False, **ends)
+    shown = {"return_full_text": False, "clean_up_tokenization_spaces": False}
+    answers = ask(texts, batch_size=AT_ONCE, add_special_tokens=False, max_new_tokens=max_tokens, **shown)
+    return [each[0]["generated_text"] for each in answers]
 
 
 def equal(one: list[str], other: list[str]) -> str:
     """How many of two lists' texts are equal, as `58 of 60`."""
     return f"{sum(first == second for first, second in zip(one, other, strict=True))} of {len(one)}"
+
+
+def write_card(folder: Path, run: Any, check: dict[str, Any]) -> None:
+    """Write README.md, the model card of an `export.Export`, into the merged model's folder.
+
+    The check says how many answers are `equal` to the adapter's, `right`, and `adapter_right`.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    hub, own = run.base.partition("@")[0], run.base_folder / "README.md"
+    about = ModelCard.load(own).data.to_dict() if own.is_file() else {}
+    about |= {"base_model": None if Path(hub).exists() else hub} | KNOWN.get(run.base, {})
+    data = ModelCardData(
+        base_model=about["base_model"],
+        license=about.get("license"),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["llama-factory", "lora"],
+    )
+    ModelCard.from_template(
+        data,
+        template_path=str(CARD),
+        about=about,
+        base=run.manifest.base_model,
+        revision=model.revision(run.base_folder),
+        check=check,
+        messages=json.dumps(run.chat.messages(run.rows.iloc[0]), indent=4, ensure_ascii=False),
+        recipe=yaml.safe_dump(run.manifest.recipe, sort_keys=False),
+        rows=_list("split", "rows", run.results["data"]["used"]),
+        run=run,
+        scores=pd.DataFrame(run.results["batch"]["scores"]).map(_score).T.to_markdown(disable_numparse=True),
+        versions=_list("package", "version", run.manifest.versions),
+    ).save(folder / "README.md")
+
+
+def _list(key: str, value: str, found: dict[str, Any]) -> str:
+    return pd.DataFrame(found.items(), columns=[key, value]).to_markdown(index=False)
+
+
+def _score(score: dict[str, float | None]) -> str:
+    low, high = score.get("low"), score.get("high")
+    return f"{score['value']:.3f}" + (f" ({low:.2f} to {high:.2f})" if low is not None else "")

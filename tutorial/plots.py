@@ -12,7 +12,7 @@ from IPython.core.pylabtools import retina_figure
 from IPython.display import Markdown
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator
 
 from tutorial.settings import ROOT
 
@@ -20,6 +20,7 @@ STYLE = ROOT / "tutorial" / "plots.mplstyle"
 plt.style.use(STYLE)
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 INK, GREY = plt.rcParams["text.color"], plt.rcParams["axes.edgecolor"]
+MOST = 20  # labels of a confusion matrix
 TOKEN = re.compile(r"[^\s\[\](),][^\[\](),]*\[[^\[\]]*\]|\w+|\s+|.", re.DOTALL)  # `name[Portal 2]` is one
 
 
@@ -38,17 +39,16 @@ class Picture:
 def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture:
     """Training and validation loss (nats per target token, log scale) against optimizer steps.
 
-    Args:
-        log: columns step, loss and eval_loss, a row for each entry of the trainer's log.
-        fault: {"killed": {"step": n}, "resumed": {"step": n}} of the worker that was killed, or empty.
+    The log has columns step, loss and eval_loss, and a row for each entry of the trainer's. The fault is
+    {"killed": {"step": n}, "resumed": {"step": n}} of the worker that was killed, or empty.
     """
     axes, said = plt.figure(figsize=(6, 3), layout="constrained").subplots(), []
     lines = (("loss", "training", "-", BLUE), ("eval_loss", "validation", "o--", INK))
     for column, name, line, color in lines:
-        losses = log.dropna(subset=column)
-        axes.plot(losses["step"], losses[column], line, color=color, label=name)
+        losses = log.set_index("step")[column].dropna()
+        axes.plot(losses, line, color=color, label=name)
         if len(losses):
-            said.append(f"{name} from {losses[column].iloc[0]:.2f} to {losses[column].iloc[-1]:.2f}")
+            said.append(f"{name} from {losses.iloc[0]:.2f} to {losses.iloc[-1]:.2f}")
     if fault:
         killed, again = fault["killed"]["step"], fault["resumed"]["step"] - 1
         axes.axvspan(again, killed, color=VERMILLION, alpha=0.15, linewidth=0)
@@ -59,7 +59,7 @@ def loss_curve(log: pd.DataFrame, fault: dict[str, dict[str, float]]) -> Picture
     axes.set(xlabel="optimizer step", ylabel="loss per target token", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+    axes.minorticks_off()
     axes.grid()
     axes.legend(loc="lower left")
     return Picture(axes.figure, f"Loss per target token against optimizer steps: {', '.join(said)}.")
@@ -70,37 +70,32 @@ def scores(found: pd.DataFrame) -> Markdown:
     return table(found, index=True)
 
 
-def confusion(counts: pd.DataFrame, most: int = 20) -> Picture:
-    """The confusion matrix of labels. Of more than `most`, those with the most wrong answers are shown.
+def confusion(counts: pd.DataFrame) -> Picture:
+    """The confusion matrix of labels. Of more than `MOST`, those with the most wrong answers are shown.
 
-    Args:
-        counts: of each target (a row) how many rows got each answer (a column). The targets come first among
-            the columns, in the same order.
+    Each row is a target, each column an answer. The targets come first among the columns, in the same order.
     """
-    matrix, labels = counts.to_numpy(), list(counts.index)
+    matrix, many = counts.to_numpy(), len(counts)
     right = np.diag(matrix)
-    kept = np.sort(np.argsort(right - matrix.sum(axis=1), kind="stable")[:most])
-    shown = matrix[np.ix_(kept, [*kept, *range(len(labels), matrix.shape[1])])]
+    kept = np.sort(np.argsort(right - matrix.sum(axis=1), kind="stable")[:MOST])
+    columns = [*kept, *range(many, matrix.shape[1])]
+    shown = matrix[np.ix_(kept, columns)]
     size = 1.5 + 0.45 * shown.shape[1]
     axes = plt.figure(figsize=(size + 1.5, size), layout="constrained").subplots()
     axes.imshow(shown, cmap="Blues", vmin=0)
     for (row, column), count in np.ndenumerate(shown):
         color = "white" if count > shown.max() / 2 else INK
         axes.text(column, row, count or "", ha="center", va="center", color=color)
-    names = [_cut(str(label), 24).replace("$", r"\$") for label in counts.columns]
-    targets = [names[place] for place in kept]
-    answers = targets + names[len(labels) :]
-    axes.set_xticks(range(len(answers)), answers, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(targets)), targets)
+    names = [_cut(str(counts.columns[place]), 24).replace("$", r"\$") for place in columns]
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(kept)), names[: len(kept)])
     axes.spines[:].set_visible(False)
-    some = f": {len(kept)} of {len(labels)} labels" if len(kept) < len(labels) else ""
+    some = f": {len(kept)} of {many} labels" if len(kept) < many else ""
     axes.set(xlabel="answer", ylabel="target", title=f"Confusion matrix{some}")
-    wrong = counts.where(~np.eye(*matrix.shape, dtype=bool), 0).stack()
-    worst = [
-        f"{target} answered as {answer} in {n}" for (target, answer), n in wrong.nlargest(3).items() if n
-    ]
-    said = "; ".join([f"{right.sum()} of {matrix.sum()} rows are right", *worst])
-    return Picture(axes.figure, f"Confusion matrix of labels: {said}.")
+    wrong = counts.where(~np.eye(*matrix.shape, dtype=bool), 0).stack().nlargest(3)
+    said = [f"{right.sum()} of {matrix.sum()} rows are right"]
+    said += [f"{target} answered as {answer} in {n}" for (target, answer), n in wrong.items() if n]
+    return Picture(axes.figure, f"Confusion matrix of labels: {'; '.join(said)}.")
 
 
 def sizes(rows: dict[str, dict[str, str | int]]) -> Markdown:
@@ -113,9 +108,12 @@ def table(frame: pd.DataFrame, index: bool = False, longest: int | None = None) 
 
     With `longest`, cells are plain text too and not Markdown, and are cut after so many characters.
     """
-    label = partial(_plain, longest=80)
-    cells = frame.map(_plain, longest=longest) if longest else frame
-    shown = cells.rename(index=label, columns=label)
+
+    def plain(cell: Any, longest: int = 80) -> Any:
+        return _escaped(_cut(cell, longest)) if isinstance(cell, str) else cell
+
+    cells = frame.map(plain, longest=longest) if longest else frame
+    shown = cells.rename(index=plain, columns=plain)
     return Markdown(shown.to_markdown(index=index, disable_numparse=True))
 
 
@@ -154,10 +152,6 @@ def _cut(text: str, longest: int) -> str:
 def _escaped(text: str) -> str:
     """Text as Markdown that shows it as it is. An underscore within a word is not markup."""
     return re.sub(r"[\\`*<>|$~&]|\](?=\()|\b_|_\b", r"\\\g<0>", text)
-
-
-def _plain(cell: Any, longest: int) -> Any:
-    return _escaped(_cut(cell, longest)) if isinstance(cell, str) else cell
 
 
 def as_yaml(values: dict[str, Any]) -> Markdown:

@@ -30,18 +30,16 @@ class Line:
     """One line of text that is replaced: a display of the notebook, or printed lines elsewhere."""
 
     def __init__(self):
-        self._display, self._printed = None, time.monotonic()
+        self._shown, self._printed = False, time.monotonic()
 
     def show(self, text: str) -> None:
         """Replace the line by this text."""
         if "ipykernel" in sys.modules:
             from IPython.display import display
 
-            if self._display is None:
-                self._display = f"{PROGRESS}-{id(self)}"
-                display({"text/plain": text}, raw=True, display_id=self._display)
-            else:
-                display({"text/plain": text}, raw=True, display_id=self._display, update=True)
+            where = {"display_id": f"{PROGRESS}-{id(self)}", "update": self._shown}
+            display({"text/plain": text}, raw=True, **where)
+            self._shown = True
         elif time.monotonic() - self._printed >= PRINTED_S:
             self._printed = time.monotonic()
             print(text, flush=True)
@@ -63,9 +61,9 @@ def watch(look: Callable[[], str], every_s: float = 1) -> Iterator[None]:
         line.show(text)
 
     def follow() -> None:
-        show()
-        while not over.wait(every_s):
+        while not over.is_set():
             show()
+            over.wait(every_s)
 
     # A notebook knows by the context which cell a thread's displays belong to.
     thread = threading.Thread(target=contextvars.copy_context().run, args=[follow], daemon=True)
@@ -88,9 +86,7 @@ def around(stage: str, place: Place, results: dict[str, Any]) -> AbstractContext
 def training(place: Place, rows: int) -> AbstractContextManager[None]:
     """Around `fit()`: steps, time left, the loss and rows a second, as `callbacks.Progress` notes them.
 
-    Args:
-        place: the run's folder in the storage.
-        rows: of the training split.
+    The place is the run's folder in the storage, the rows are those of the training split.
     """
     note = place / NOTE
     start = changed = time.monotonic()
@@ -110,8 +106,8 @@ def training(place: Place, rows: int) -> AbstractContextManager[None]:
         more += [f"{epochs * rows / elapsed:.1f} rows/s"] if epochs and elapsed else []
         if last["step"] < last["steps"] and time.monotonic() - changed > STALLED_S:
             more += [f"no step for {_since(changed)}"]
-        texts = {"prefix": "fine-tuning", "unit": "steps", "postfix": ", ".join(more)}
-        return _bar(last["step"], last["steps"], elapsed, initial=last["first_step"], **texts)
+        steps = (last["first_step"], last["step"], last["steps"])
+        return _bar("fine-tuning", "steps", steps, elapsed, ", ".join(more))
 
     return watch(look)
 
@@ -138,9 +134,7 @@ def batch(place: Place) -> AbstractContextManager[None]:
         if done == before < total or not total:
             return f"batch inference: {done} of {total} rows, the engine starts, {_since(start)}"
         speed = f"{(done - before) / elapsed:.1f} rows/s"
-        return _bar(
-            done, total, elapsed, initial=before, prefix="batch inference", unit="rows", postfix=speed
-        )
+        return _bar("batch inference", "rows", (before, done, total), elapsed, speed)
 
     return watch(look)
 
@@ -153,25 +147,25 @@ def serving(application: str) -> AbstractContextManager[None]:
     start, session = time.monotonic(), cluster.session_folder()
 
     def look() -> str:
-        parts = []
         status = serve.status().applications[application]
+        parts = [status.status.lower()]
         for name, deployment in status.deployments.items():
-            states = [
-                f"{count} {state.lower()}" for state, count in deployment.replica_states.items() if count
-            ]
+            counts = ((count, state.lower()) for state, count in deployment.replica_states.items() if count)
+            states = [f"{count} {state}" for count, state in counts]
             parts += [f"{name.split(':')[0]} {' and '.join(states) or deployment.status.lower()}"]
         written = session.glob(f"logs/serve/replica_{application}_LLMServer*.log") if session else []
         if status.status == "DEPLOYING" and (newest := max(written, key=os.path.getmtime, default=None)):
             parts += newest.read_text(errors="replace").strip().rpartition(" -- ")[2].splitlines()[:1]
-        return f"online serving: {', '.join([status.status.lower(), *parts, _since(start)])}"
+        return f"online serving: {', '.join([*parts, _since(start)])}"
 
     return watch(look)
 
 
-def _bar(done: int, total: int, elapsed: float, **texts: Any) -> str:
+def _bar(stage: str, unit: str, counts: tuple[int, int, int], elapsed: float, more: str) -> str:
+    first, done, total = counts
     time_of_it = "{remaining} left" if done < total else "{elapsed}"  # short: a terminal has 80 columns
-    form = f"{{desc}} {{bar:5}} {{n_fmt}} of {{total_fmt}} {{unit}}, {time_of_it}{{postfix}}"
-    return tqdm.format_meter(done, total, elapsed, bar_format=form, **texts)
+    form = f"{{desc}} {{bar:5}} {{n_fmt}} of {{total_fmt}} {unit}, {time_of_it}{{postfix}}"
+    return tqdm.format_meter(done, total, elapsed, bar_format=form, initial=first, prefix=stage, postfix=more)
 
 
 def _since(start: float) -> str:
