@@ -229,6 +229,12 @@ def test_an_answer_that_is_no_object_scores_nothing(answer):
     assert score.count_kinds([answer], ['{"a": 1}'], KIND)["not a JSON object"] == 1
 
 
+def test_an_answer_that_is_nested_too_deeply_for_its_schema_is_not_valid():
+    kind = Objects({"type": "object", "properties": {"a": {"$ref": "#"}}}, (", ", ": "))
+    found = score.scores(['{"a": ' * 300 + "{}" + "}" * 300], ['{"a": {}}'], kind)["value"]
+    assert (found["answers that parse"], found["valid answers"]) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("answer", "target", "known"),
     [

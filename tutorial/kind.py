@@ -110,7 +110,7 @@ class Kind:
         except ValueError as error:
             raise ValueError(f"target {target!r}: {error}") from None
         row.meant_parts = Counter(parts)
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):  # the second: nested too deeply to be checked
             row.said, parts = self.read(answer)
             row.said_parts, row.parses = Counter(parts), True
             self.check(row.said)
