@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tutorial import TutorialError, data, reader, sources, tasks
+from tutorial import TutorialError, data, sources, tasks
 from tutorial.files import Place
 from tutorial.s3server import S3Server
 
@@ -36,12 +36,13 @@ def without(column):
 
 def read(content, rejected=None, task=VIGGO):
     stream = io.BufferedReader(io.BytesIO(content), sources.BUFFER)
-    return list(reader.parse(stream, "train.jsonl", task, rejected))
+    return list(data.parse(stream, "train.jsonl", task, rejected))
 
 
 def one_line_error(message, call, *arguments, **options):
     with pytest.raises(TutorialError) as error:
         call(*arguments, **options)
+    assert error.type is TutorialError, "`make run` knows it by its name"
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500

@@ -102,10 +102,9 @@ def test_a_wrong_word_about_answers_is_one_line(tmp_path, change, message):
 )
 def test_a_row_that_the_task_does_not_allow_is_refused(tmp_path, change, good, bad, message):
     made = task(tmp_path, **change)
-    read = made.row_reader(made.layout())
-    assert read({"q": "s", "a": good})["output"] == good
+    assert made.read({"q": "s", "a": good}, made.columns)["output"] == good
     with pytest.raises(ValueError) as error:  # noqa: PT011  the message is compared whole
-        read({"q": "s", "a": bad})
+        made.read({"q": "s", "a": bad}, made.columns)
     assert str(error.value) == message
 
 

@@ -84,7 +84,7 @@ TYPES = {
 
 
 def plain(source, **options):
-    task = data.choose(None, str(source))
+    task = tasks.choose(None, str(source))
     return task, data.load(task, str(source), **options)
 
 
@@ -155,7 +155,8 @@ def test_columns_that_do_not_say_what_they_are(names, message, tmp_path):
     content = TYPES["CSV"]([dict.fromkeys(names, "one")] * 3)
     said = one_line_error(f"mine.csv: {message}", read, content, tmp_path, name="mine.csv")
     assert HOW in said
-    assert one_line_error("mine.csv: ", data.choose, None, str(tmp_path / "mine.csv")) == said  # at the start
+    # Also at the start.
+    assert one_line_error("mine.csv: ", tasks.choose, None, str(tmp_path / "mine.csv")) == said
     # And that is how to say it.
     (tmp_path / "mine.yaml").write_text(f"columns: {{prompt: {names[0]}, response: {names[-1]}}}\n")
     with pytest.raises(Exception, match="too few different questions"):
@@ -174,7 +175,7 @@ def test_columns_that_do_not_say_what_they_are(names, message, tmp_path):
     ],
 )
 def test_columns_that_say_what_they_are(names):
-    assert layouts.find(names).columns
+    assert layouts.find(names)
 
 
 def test_two_layouts_in_one_file(tmp_path):

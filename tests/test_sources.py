@@ -15,7 +15,7 @@ FOUND = {"type": "CSV", "layout": "prompt and response", "columns": "question â†
 
 
 def load(source, **options):
-    return data.load(data.choose(None, str(source)), str(source), **options)
+    return data.load(tasks.choose(None, str(source)), str(source), **options)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_data_set_of_the_hub(address, monkeypatch):
         rows = load(address)
         assert [len(part) for part in rows.values()] == [27, 4, 3]
         assert [rows[split].found["type"] for split in ("train", "val")] == ["CSV", "Parquet"]
-        assert data.choose(None, address).name == "sums"
+        assert tasks.choose(None, address).name == "sums"
         one = load("hf://datasets/owner/sums/data/train-00001-of-00002.csv")
         assert sum(map(len, one.values())) == 15
         one_line_error(
@@ -187,17 +187,17 @@ def test_the_task_without_task(tmp_path):
     few(folder)
     viggo = tasks.load("viggo")
     for source in (None, "sample", str(folder), str(folder / "train.jsonl")):
-        assert data.choose(None, source) == viggo
+        assert tasks.choose(None, source) == viggo
     other = [row | {"output": f"It says: {row['output']}"} for row in SAMPLE["train"][:5]]
     (tmp_path / "My rows.v2.jsonl").write_bytes(lines(*other))
-    task = data.choose(None, str(tmp_path / "My rows.v2.jsonl"))
+    task = tasks.choose(None, str(tmp_path / "My rows.v2.jsonl"))
     assert (task.name, task.columns, task.meaning, task.system_prompt) == ("my-rows", None, None, None)
     row = data.load(task, str(tmp_path / "My rows.v2.jsonl"))["test"][0]
     assert row["instruction"] == ""
     assert row["input"].startswith("Give the meaning of the sentence")  # as alpaca's rows are asked
-    assert data.choose("trains", str(folder)) == tasks.load("trains")
+    assert tasks.choose("trains", str(folder)) == tasks.load("trains")
     one_line_error(
-        f"DATA: {tmp_path}/no.csv cannot be read (No such", data.choose, None, f"{tmp_path}/no.csv"
+        f"DATA: {tmp_path}/no.csv cannot be read (No such", tasks.choose, None, f"{tmp_path}/no.csv"
     )
 
 

@@ -8,14 +8,14 @@ import pyarrow.parquet
 import pytest
 
 from tests.test_data import one_line_error
-from tutorial import TutorialError, reader, sources, tasks
+from tutorial import TutorialError, data, sources, tasks
 
 PLAIN = tasks.Task.plain("mine")
 
 
 def read(content, rejected=None, task=PLAIN):
     stream = io.BufferedReader(io.BytesIO(content), sources.BUFFER)
-    return [(row["input"], row["output"]) for row in reader.parse(stream, "mine.csv", task, rejected)]
+    return [(row["input"], row["output"]) for row in data.parse(stream, "mine.csv", task, rejected)]
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,7 @@ def read(content, rejected=None, task=PLAIN):
         b'"prompt","response"\n"a","b"\n"c","d"\n',
         b"\n\nprompt,response\n\na,b\n\n,\nc,d\n\n",  # blank lines, and a row of empty cells
         b"id,prompt,,response,\n1,a,,b,\n2,c,,d,\n",  # columns without a name
+        b",,\nprompt,response,\na,b,\nc,d,\n",  # a row of empty cells before the header
         b" Prompt ,RESPONSE\na,b\nc,d\n",
         b"response,prompt,note\nb,a,{x}\nd,c,[y]\n",
     ],
@@ -82,6 +83,8 @@ def test_fields_hold_what_they_hold():
             b'{"messages": [{"role": "user", "role": "a"}]}\n',
             "mine.csv, line 1: column 'role': it is given twice",
         ),
+        (b'{"a": [[{"b": 1, "b": 2}]]}\n', "mine.csv, line 1: column 'b': it is given twice"),
+        (b'{"prompt": "a", "response": %s}\n' % (b"7" * 5000), "mine.csv, line 1: Exceeds the limit (4300"),
     ],
 )
 def test_bad_tables_and_arrays_are_named_in_one_line(content, message):

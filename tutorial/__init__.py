@@ -3,16 +3,15 @@
 settings  the environment, `.env`, profiles/*.yaml  cluster   Ray: before it starts, what it leaves behind
 tasks     one of tasks/*.yaml                       data      the task's rows: read, divided, drawn, written
 sources   the files that DATA names                 tables    JSON lines, a JSON array, CSV, TSV, Parquet
-layouts   a row's columns, and what they mean       reader    a file's rows, the bad ones set aside
-recipe    the LLaMA-Factory yaml, checked whole     prompt    how the model is asked, proved by tokens
+layouts   a row's columns, and what they mean       prompt    how the model is asked, proved by tokens
+recipe    the LLaMA-Factory yaml, checked whole     template  the chat template of training and engines
 kind      what an answer is, what is measured of it score     how good the answers are, how sure that is
-answers   their kind, found or said; labels, text   targets   what a task's file says of its answers
+answers   their kind, found or said; labels, text   plots     pictures and tables
 meaning   answers: meaning representations          schema    answers: JSON objects
-plots     pictures and tables                       batch     questions and answers of batch inference
+batch     questions and answers of batch inference  gpus      the memory of GPUs, and what fits
 files     a folder, https://, s3:// or gs://        storage   the run's prefix
 s3server  the run's own S3 server                   model     the base model's folder
 adapters  what is published of an adapter           training  what surrounds the loop in Ray Train's workers
-template  the chat template of training and engines gpus      the memory of GPUs, and what fits
 session   a run: its storage, seconds, results.json stage     errors in one line; writes results.json
 callbacks what the trainer calls after each step    serving   starts a service, and asks it
 machine   cores, memory and disk of this machine

@@ -1,17 +1,18 @@
-"""The task's rows: where they come from, and the checks that they pass before anything uses them."""
+"""The task's rows: read, checked one by one, divided, drawn, and written for LLaMA-Factory."""
 
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from itertools import chain, combinations
 from pathlib import Path
 
 import pyarrow.parquet
 
-from tutorial import TutorialError, reader, slug, sources, tables, tasks
+from tutorial import TutorialError, one_line, sources, tables
 from tutorial.layouts import Row
-from tutorial.sources import UNREACHABLE, UNREADABLE
+from tutorial.sources import File
 from tutorial.tasks import SAMPLE, SPLITS, Task
 
 
@@ -19,33 +20,6 @@ class Drawn(list):
     """Rows of a split; `read`: how many there were to draw from; `found`: file, type, layout and columns."""
 
     read, found = 0, {}
-
-
-def choose(name: str | None, source: str | None) -> Task:
-    """The task that `TASK` names. If it names none: `tasks.DEFAULT`, unless `DATA` has rows that are not that
-    task's. Then the task is made from `DATA`, whose name it has.
-
-    Raises:
-        TutorialError: the task or the rows cannot be read, or the columns do not say what they are.
-    """
-    task = tasks.load(name or tasks.DEFAULT)
-    if name or source in {None, SAMPLE}:
-        return task
-    plain = Task.plain(slug(source))
-    try:
-        file = next(iter(sources.find(source).values()))[0]
-        with file.open() as stream:
-            head, _ = reader.begin(tables.read(stream, file.name)[1], file.name, plain)
-    except UNREADABLE as error:
-        raise sources.unreadable(source, error) from None
-    read = task.row_reader(task.layout())
-    for raw in head:
-        try:
-            read(raw.value)
-            return task
-        except ValueError:
-            pass
-    return plain
 
 
 def load(
@@ -74,33 +48,33 @@ def load(
     """
     if rejected:
         rejected.unlink(missing_ok=True)
+    address, found, splits = source or task.source or SAMPLE, {split: {} for split in SPLITS}, {}
 
-    def take(rows: Iterable[Row], split: str, found: dict[str, str]) -> Drawn:
-        drawn = Drawn(rows) if counts is None else pick(rows, counts.get(split), seed)
-        drawn.read, drawn.found = max(drawn.read, len(drawn)), found
-        return drawn
+    def rows_of(files: list[File], about: dict[str, str]) -> Iterator[Row]:
+        for file in files:
+            with file.open() as stream:
+                yield from parse(stream, file.name, task, rejected, about)
+        if len(files) > 1:
+            about["file"] = f"{files[0].name} and {len(files) - 1} more"
 
-    address, splits = source or task.source or SAMPLE, {}
-    if address == SAMPLE:
-        if task.sample is None:
-            raise TutorialError(f"DATA: the task {task.name!r} has no sample of its own; set DATA")
-        made = task.sample_rows().items()
-        return {split: take(rows, split, {"file": task.sample}) for split, rows in made}
     try:
-        files = sources.find(address)
-        found = {split: {} for split in files}
-        parts = {
-            split: reader.of_files(part, address, task, rejected, found[split])
-            for split, part in files.items()
-        }
+        if address == SAMPLE:
+            parts = task.sample_rows()
+            if parts is None:
+                raise TutorialError(f"DATA: the task {task.name!r} has no sample of its own; set DATA")
+            found = {split: {"file": task.sample} for split in SPLITS}
+        else:
+            parts = {split: rows_of(files, found[split]) for split, files in sources.find(address).items()}
         if missing := [split for split in SPLITS if split not in parts]:
             parts |= divide(parts["train"], missing, seed)
+            found |= dict.fromkeys(missing, found["train"])
         for split in SPLITS:
-            splits[split] = take(parts[split], split, found.get(split, found["train"]))
-    except UNREADABLE as error:
-        unreachable = type(error) in UNREACHABLE and not splits
-        if source or not (sample_allowed and task.sample and unreachable):
-            raise sources.unreadable(address, error) from None
+            drawn = Drawn(parts[split]) if counts is None else pick(parts[split], counts.get(split), seed)
+            drawn.read, drawn.found = max(drawn.read, len(drawn)), found[split]
+            splits[split] = drawn
+    except TutorialError as error:
+        if source or splits or not (sample_allowed and task.sample and getattr(error, "unreachable", False)):
+            raise
         print(f"{address} cannot be reached within {sources.TIMEOUT_S} s: using synthetic data.")
         return load(task, SAMPLE, counts=counts, seed=seed)
     if rejected and rejected.exists():
@@ -112,6 +86,38 @@ def load(
         for row in drawn:  # Ray Data takes the columns of the first row for those of all
             row.setdefault("history", [])
     return splits
+
+
+def parse(
+    stream: BufferedReader, file: str, task: Task, rejected: Path | None = None, found: dict | None = None
+) -> Iterator[Row]:
+    """The rows of one file. `found` gets its name, type, layout and columns.
+
+    Raises:
+        TutorialError: it has another type, no layout, or no good row; or a row, which the error names by its
+            line or number from 1, is bad and `rejected` is None.
+    """
+    kind, names, raws = tables.read(stream, file)
+    columns, good, first = task.layout(names, file), 0, ""
+    for raw in raws:
+        try:
+            yield task.read(raw.value, columns)
+            good += 1
+        except ValueError as error:
+            reason, (unit, number) = one_line(error)[:300], raw.place
+            first = first or f"{file}, {unit} {number}: {reason}"
+            if rejected is None:
+                raise TutorialError(f"{first}; mend it, or set SKIP_BAD_ROWS=1") from None
+            bad = {"file": file, unit: number, "reason": reason, "text": raw.shown()}
+            rejected.parent.mkdir(parents=True, exist_ok=True)
+            with rejected.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(bad, ensure_ascii=False) + "\n")
+    if not good:
+        bad = f"no row is good, all are in {rejected}; the first: {first}"
+        raise TutorialError(f"{file}: {bad if first else 'the split is empty; set DATA to files with rows'}")
+    if found is not None:
+        layout = columns.layout or f"as {task.name}.yaml says"
+        found |= {"file": file, "type": kind, "layout": layout, "columns": columns.taken()}
 
 
 def divide(rows: Iterable[Row], splits: Iterable[str], seed: int) -> dict[str, list[Row]]:
@@ -178,19 +184,17 @@ def write(splits: dict[str, list[Row]], folder: Path, columns: dict[str, str] | 
     Parquet keeps types; of JSON lines LLaMA-Factory's reader guesses them: `2024-01-31` becomes a date. By
     default the instruction is the system turn; LLaMA-Factory's own default joins it into the user turn.
     """
-    columns = columns or {"system": "instruction", "prompt": "input", "response": "output"}
+    columns = dict(columns or {"system": "instruction", "prompt": "input", "response": "output"})
     if not any(row.get("history") for rows in splits.values() for row in rows):
-        columns = {part: name for part, name in columns.items() if part != "history"}
+        columns.pop("history", None)
     text = pyarrow.string()
-    kinds = {
-        name: pyarrow.list_(pyarrow.list_(text)) if part == "history" else text
-        for part, name in columns.items()
-    }
-    info = {split: {"file_name": f"{split}.parquet", "columns": columns} for split in splits}
+    kinds = {"history": pyarrow.list_(pyarrow.list_(text))}
+    fields = pyarrow.schema([(name, kinds.get(part, text)) for part, name in columns.items()])
     folder.mkdir(parents=True, exist_ok=True)
+    entries = []
     for split, rows in splits.items():
-        table = pyarrow.Table.from_pylist(rows, pyarrow.schema(list(kinds.items())))
-        pyarrow.parquet.write_table(table, folder / f"{split}.parquet")
-    lines = ",\n".join(f"  {json.dumps(split)}: {json.dumps(entry)}" for split, entry in info.items())
-    (folder / "dataset_info.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+        file = f"{split}.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, fields), folder / file)
+        entries.append(f"  {json.dumps(split)}: {json.dumps({'file_name': file, 'columns': columns})}")
+    (folder / "dataset_info.json").write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
     return [*(f"{split}.parquet" for split in splits), "dataset_info.json"]

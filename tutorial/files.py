@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import boto3
+import fsspec
 import pyarrow.fs
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -19,14 +20,12 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from tutorial import TutorialError, one_line
 
-SCHEMES = ("s3", "gs")  # for STORAGE and DATA; DATA may be http:// and https:// too
-HINTS = {
+HINTS = {  # by the schemes of STORAGE and DATA; DATA may be http:// and https:// too
     "s3": "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and AWS_ENDPOINT_URL",
     "gs": "; check GOOGLE_APPLICATION_CREDENTIALS",
 }
-# Neither ., .. nor empty, and nothing that a parser of URIs would cut off.
-PART = r"/(?!\.{1,2}(?:/|$))[^/#?\\\x00-\x1f]+"
-CLOUD = re.compile(rf"({'|'.join(SCHEMES)})://(anonymous@)?([A-Za-z0-9][A-Za-z0-9._-]*(?:{PART})*)/?")
+PART = r"/(?!\.{1,2}(?:/|$))[^/#?\\\x00-\x1f]+"  # not . or .., and what parsers of URIs keep
+CLOUD = re.compile(rf"({'|'.join(HINTS)})://(anonymous@)?([A-Za-z0-9][A-Za-z0-9._-]*(?:{PART})*)/?")
 # boto3's names of credentials that pyarrow finds too, and renews.
 FOUND_BY_PYARROW = ("env", "iam-role", "container-role", "assume-role-with-web-identity")
 BOTO3 = {  # pyarrow's names of options, and boto3's
@@ -45,7 +44,7 @@ class Place:
     Attributes:
         uri: its address, without keys.
         path: where it is on `files`.
-        scheme: one of `SCHEMES`, or "" on this machine.
+        scheme: a key of `HINTS`, `hf`, or "" on this machine.
         options: what `files` is made from, in each process that unpickles a place.
     """
 
@@ -71,8 +70,8 @@ class Place:
                 found = _s3(cloud[3], options) if cloud[1] == "s3" else {"anonymous": bool(cloud[2])}
                 return cls(address.rstrip("/"), cloud[3], cloud[1], found | options)
             if scheme:
-                wrong = "not a whole address" if scheme[1] in SCHEMES else f"unknown scheme {scheme[1]!r}"
-                choices = ", ".join(f"{each}://..." for each in (*SCHEMES, *["https"] * (setting == "DATA")))
+                wrong = "not a whole address" if scheme[1] in HINTS else f"unknown scheme {scheme[1]!r}"
+                choices = ", ".join(f"{each}://..." for each in (*HINTS, *["https"] * (setting == "DATA")))
                 raise ValueError(f"{wrong}; set a folder or {choices}, without #, ? and ..")
             path = str(Path(address or "\0").expanduser().resolve())
             return cls(path, path)
@@ -148,9 +147,8 @@ class Place:
         own = {name: self.options.get(key) for key, name in BOTO3.items()}
         bucket, _, key = self.path.partition("/")
         try:
-            s3 = boto3.Session().resource("s3", **own)
-            for found in s3.Bucket(bucket).objects.filter(Prefix=key):
-                if found.key == key or found.key.startswith(f"{key}/"):
+            for found in boto3.Session().resource("s3", **own).Bucket(bucket).objects.filter(Prefix=key):
+                if f"{found.key}/".startswith(f"{key}/"):
                     found.delete()
         except (BotoCoreError, ClientError) as error:
             raise OSError(one_line(error)) from None
@@ -189,6 +187,8 @@ def _s3(path: str, options: dict) -> dict:
 def _connect(scheme: str, attempts: int = 8, timeout_s: int = 20, **options) -> FileSystem:
     if not scheme:
         return pyarrow.fs.LocalFileSystem()
+    if scheme == "hf":
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem("hf", **options)))
     if scheme == "gs":
         return pyarrow.fs.GcsFileSystem(retry_time_limit=timedelta(seconds=6 * attempts), **options)
     return pyarrow.fs.S3FileSystem(

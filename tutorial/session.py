@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tutorial import STARTED, adapters, answers, cluster, data, gpus, model, recipe, settings, stage
+from tutorial import STARTED, adapters, answers, cluster, data, gpus, model, recipe, settings, stage, tasks
 from tutorial.files import Place
 from tutorial.kind import Kind
 from tutorial.progress import around
@@ -26,7 +26,7 @@ class Run:
 
     Attributes:
         settings: what the user has set.
-        task: the task that `TASK` names, or one made from `DATA`; see `data.choose`.
+        task: the task that `TASK` names, or one made from `DATA`; see `tasks.choose`.
         name: the run's name, and that of its folder in the storage.
         storage: where the run keeps its files.
         api_keys: what clients send; a key made for this run if `API_KEYS` is not set.
@@ -49,7 +49,7 @@ class Run:
 
         stage.quiet()
         self.settings = config = settings.load(env_file)
-        self.task = data.choose(config.task, config.data)
+        self.task = tasks.choose(config.task, config.data)
         self.api_keys = serving.keys(config.api_keys)
         if config.port:
             serving.check_port(config.port)

@@ -7,21 +7,19 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import httpx
 import pyarrow
-import pyarrow.fs
 import requests
 import urllib3
-from requests.exceptions import ConnectTimeout, ProxyError, ReadTimeout
+from pyarrow.fs import FileSelector, FileType
 
 from tutorial import TutorialError, one_line
 from tutorial.files import Place
 
 TIMEOUT_S = 5
 BUFFER = 8 * 2**20  # bytes of a request to an object store
-UNREACHABLE = (requests.ConnectionError, ConnectTimeout, ReadTimeout, ProxyError)  # not its kind SSLError
 UNREADABLE = (
     OSError,
     EOFError,
@@ -31,28 +29,16 @@ UNREADABLE = (
     httpx.HTTPError,  # of the Hugging Face hub's client
 )
 ENDINGS = ("jsonl", "json", "ndjson", "csv", "tsv", "parquet")  # of names; what a file is, its content says
-DATA_FILE = re.compile(rf"(.+)\.({'|'.join(ENDINGS)})(\.gz)?", re.IGNORECASE)
+DATA_FILE = re.compile(
+    rf"(?P<stem>.+?)(-\d{{5}}-of-\d{{5}})?\.(?P<ending>{'|'.join(ENDINGS)})(\.gz)?", re.IGNORECASE
+)
 NAMES = {"train": "train", "val": "val|validation|valid|dev", "test": "test"}
 HUB = re.compile(
-    r"(?:hf://|https://huggingface\.co/)datasets/([\w.-]+/[\w.-]+(?:@[\w.-]+)?(?:/(?!resolve/).+?)?)/?"
+    r"(?:hf://|https://huggingface\.co/)(datasets/[\w.-]+/[\w.-]+(?:@[\w.-]+)?(?:/(?!resolve/).+?)?)/?"
 )
-SHARD = re.compile(r"-(\d{5})-of-\d{5}$")
 
 
-class Hub(Place):
-    """A folder or file of a data set on the Hugging Face hub."""
-
-    @property
-    def files(self) -> pyarrow.fs.FileSystem:
-        """huggingface_hub's file system, as pyarrow's."""
-        from huggingface_hub import HfFileSystem  # HF_ENDPOINT: huggingface_hub reads it when it is imported
-
-        hub = HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT") or None)
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(hub))
-
-
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A file of rows.
 
     Attributes:
@@ -65,24 +51,14 @@ class File:
 
     @contextmanager
     def open(self) -> Iterator[io.BufferedReader]:
-        """Its uncompressed content. Raises what `UNREADABLE` names."""
-        raw = self.place.open() if isinstance(self.place, Place) else _web(self.place)
-        with raw, io.BufferedReader(raw, BUFFER) as stream:
-            packed = stream.peek(2).startswith(b"\x1f\x8b")
-            yield io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER) if packed else stream
-
-
-def shown(address: str) -> str:
-    """An address without a password, and without what follows `?`."""
-    web = address.startswith(("http://", "https://"))
-    return re.sub(r"(?<=//)[^/]*@", "", re.split("[?#]", address)[0] if web else address).rstrip("/")
-
-
-def unreadable(address: str, error: Exception, file: str = "") -> TutorialError:
-    """The error of an address, or of a `file` there, that cannot be read to its end."""
-    place = shown(address)
-    place += f"/{file}" if file and not place.endswith(f"/{file}") else ""
-    return TutorialError(f"DATA: {place} cannot be read ({one_line(error)[:300]})")
+        """Its uncompressed content. TutorialError, also inside of `with`, if it cannot be read to its end."""
+        try:
+            raw = _web(self.place) if isinstance(self.place, str) else self.place.open()
+            with raw, io.BufferedReader(raw, BUFFER) as stream:
+                packed = stream.peek(2).startswith(b"\x1f\x8b")
+                yield io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER) if packed else stream
+        except UNREADABLE as error:
+            raise _unreadable(str(self.place), error) from None
 
 
 def find(address: str) -> dict[str, list[File]]:
@@ -92,46 +68,49 @@ def find(address: str) -> dict[str, list[File]]:
         address: a folder or file of this machine, https://, s3://, gs:// or hf://datasets/OWNER/NAME.
 
     Raises:
-        TutorialError: a split has no file, or more than one that are not its shards.
-        OSError: there is nothing at the address; and what else `UNREADABLE` names.
+        TutorialError: there is nothing at the address, or a split has no file, or more than one that are not
+            its shards. Its attribute `unreachable` is true if no website answers.
     """
-    if hub := HUB.fullmatch(address):
-        path = f"datasets/{hub[1]}"
-        place = Hub(f"hf://{path}", path, "hf")
-    elif address.startswith(("http://", "https://")):
-        return _on_the_web(address)
-    else:
-        place = Place.of(address, "DATA")
-    info = place.files.get_file_info(place.path)
+    try:
+        if hub := HUB.fullmatch(address):
+            endpoint = {"endpoint": os.environ.get("HF_ENDPOINT") or None}  # the hub's client reads it once
+            return _below(Place(f"hf://{hub[1]}", hub[1], "hf", endpoint), address)
+        if address.startswith(("http://", "https://")):
+            return _on_the_web(address)
+        return _below(Place.of(address, "DATA"), address)
+    except UNREADABLE as error:
+        raise _unreadable(address, error) from None
+
+
+def _below(place: Place, address: str) -> dict[str, list[File]]:
+    on_hub, info = place.scheme == "hf", place.files.get_file_info(place.path)
     if info.is_file:
-        return {"train": [File(place, place.path.rpartition("/")[2])]}
-    if info.type == pyarrow.fs.FileType.NotFound:
+        return {"train": [File(place, info.base_name)]}
+    if info.type == FileType.NotFound:
         raise FileNotFoundError("No such file or folder")
-    selector = pyarrow.fs.FileSelector(place.path, recursive=place.scheme == "hf")
+    selector = FileSelector(place.path, recursive=on_hub)
     names = sorted(each.path[len(place.path) + 1 :] for each in place.files.get_file_info(selector))
-    parts = {name: found for name in names if (found := DATA_FILE.fullmatch(name))}
-    # The twin of a file, compressed, is the same rows.
-    parts = {name: found for name, found in parts.items() if not (found[3] and name[:-3] in parts)}
-    splits = {split: _of_split(parts, split, address) for split in NAMES}
+    parts = {name: part for name in names if (part := DATA_FILE.fullmatch(name))}
+    # A file and the same compressed, `train.csv` and `train.csv.gz`, are the same rows.
+    parts = {name: part for name, part in parts.items() if name[:-3] not in parts}
+    splits = {split: _of_split(split, parts, address) for split in NAMES}
     if len(parts) == 1 and not any(splits.values()):
-        return {"train": [File(place / name, name) for name in parts]}
+        splits = {"train": [*parts]}
     for split, found in splits.items():
-        if not found and not (place.scheme == "hf" and splits["train"]):
+        if not found and not (on_hub and splits["train"]):
+            missing = f"there is no {split}.jsonl, {split}.csv or {split}.parquet"
             there = ", ".join(names[:10]) or "nothing"
-            wanted = f"{split}.jsonl, {split}.csv or {split}.parquet"
-            raise TutorialError(f"DATA={shown(address)}: there is no {wanted}; the folder has {there}")
+            raise TutorialError(f"DATA={_shown(address)}: {missing}; the folder has {there}")
     return {split: [File(place / name, name) for name in found] for split, found in splits.items() if found}
 
 
-def _of_split(parts: dict[str, re.Match], split: str, address: str) -> list[str]:
+def _of_split(split: str, parts: dict[str, re.Match], address: str) -> list[str]:
     """The files of a split: those with its name, else those whose path holds it as a word."""
-    for pattern in (rf"({NAMES[split]})", rf"(?:.*[^a-z])?({NAMES[split]})(?:[^a-z].*)?"):
-        stems = {name: SHARD.sub("", part[1]) for name, part in parts.items()}
-        found = [name for name, stem in stems.items() if re.fullmatch(pattern, stem, re.IGNORECASE)]
-        if len({(stems[name], parts[name][2]) for name in found}) > 1:
-            raise TutorialError(
-                f"DATA={shown(address)}: {', '.join(found[:5])} could all be {split}; name one file or folder"
-            )
+    for pattern in (rf"\A({NAMES[split]})\Z", rf"(?<![a-z])({NAMES[split]})(?![a-z])"):
+        found = [name for name, part in parts.items() if re.search(pattern, part["stem"], re.IGNORECASE)]
+        if len({parts[name].group("stem", "ending") for name in found}) > 1:
+            several = f"{', '.join(found[:5])} could all be {split}"
+            raise TutorialError(f"DATA={_shown(address)}: {several}; name one file or folder")
         if found:
             return found
     return []
@@ -139,7 +118,7 @@ def _of_split(parts: dict[str, re.Match], split: str, address: str) -> list[str]
 
 def _on_the_web(address: str) -> dict[str, list[File]]:
     """A website does not list its files: the usual names are asked for."""
-    path = shown(address)
+    path = _shown(address)
     name = path.rpartition("/")[2]
     if DATA_FILE.fullmatch(name):
         return {"train": [File(address, name)]}
@@ -154,13 +133,12 @@ def _on_the_web(address: str) -> dict[str, list[File]]:
                 _web(file.place).close()
             except requests.RequestException as error:
                 if found or missing:  # the server has answered before
-                    raise unreadable(address, error, file.name) from None
+                    raise TutorialError(_unreadable(file.place, error)) from None
                 raise
             except OSError as error:
-                missing = missing or unreadable(address, error, file.name)
+                missing = missing or _unreadable(file.place, error)
             else:
-                found[split] = [file]
-                endings.sort(key=lambda each, known=ending: each != known)
+                found[split], endings = [file], [ending, *endings]
                 break
         else:
             raise missing
@@ -174,3 +152,16 @@ def _web(address: str) -> io.IOBase:
         raise OSError(f"{response.status_code} {response.reason}")
     response.raw.auto_close = False  # the reader asks once more at the end
     return response.raw
+
+
+def _shown(address: str) -> str:
+    """An address without a password, and without what follows `?`."""
+    web = address.startswith(("http://", "https://"))
+    return re.sub(r"(?<=//)[^/]*@", "", re.split("[?#]", address)[0] if web else address).rstrip("/")
+
+
+def _unreadable(address: str, error: Exception) -> TutorialError:
+    found = TutorialError(f"DATA: {_shown(address)} cannot be read ({one_line(error)[:300]})")
+    silent = isinstance(error, requests.ConnectionError | requests.Timeout)
+    found.unreachable = silent and not isinstance(error, requests.exceptions.SSLError)  # it has answered
+    return found

@@ -3,18 +3,19 @@
 import csv
 import io
 import json
-import math
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from decimal import Decimal
+from itertools import chain
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow.parquet
 
 from tutorial import TutorialError, one_line
 
+HEAD = 20  # rows, at least, whose columns say how a file is laid out
 LONGEST_LINE = 64 * 2**20  # bytes that are held of a file without line ends
 TOO_LONG = f"longer than {LONGEST_LINE // 2**20} MiB"
 DELIMITERS = {",": "CSV", "\t": "TSV", ";": "CSV with ;", "|": "CSV with |"}
@@ -32,122 +33,118 @@ REFUSED = {  # what a file that holds none of them begins with
 
 
 class Raw(NamedTuple):
-    """A row as it is in a file: `line` or `row` with its number from 1; its value, or a ValueError that says
-    why there is none; its text, or None if `value` is all there is."""
+    """A row as it is in a file: `line` or `row` and its number from 1; its value, or a ValueError that says
+    what is wrong; and as it is written, the bytes of a line or what JSON can show."""
 
     place: tuple[str, int]
     value: object
-    text: bytes | None = None
+    written: object
 
     def shown(self) -> str:
         """The whole row as a text, whatever is wrong with it."""
-        if self.text is not None:
-            return self.text.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
-        return json.dumps(self.value, default=_plain)
+        if isinstance(self.written, bytes):
+            return self.written.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
+        return json.dumps(self.written, default=str)
 
 
-def read(stream: io.BufferedReader, file: str) -> tuple[str, Iterator[Raw]]:
-    """What kind of file an uncompressed stream is, and its rows, without blank ones. TutorialError if it is
-    of another kind, or so broken that its rows cannot be told apart; names `file`."""
+class Pairs(list):
+    """A JSON object as it is written: columns, one of them perhaps twice, and their values."""
+
+
+def read(stream: io.BufferedReader, file: str) -> tuple[str, list[str], Iterator[Raw]]:
+    """What kind of file an uncompressed stream is, the columns of its first rows, and all its rows, without
+    blank ones. TutorialError if it is of another kind, or so broken that its rows cannot be told apart."""
+    kind, rows = told_apart(stream, file)
+    head, names = [], {}
+    for row in rows:  # until one has columns; a row may lack some of them
+        head.append(row)
+        names |= dict.fromkeys(row.value if isinstance(row.value, dict) else ())
+        if names and len(head) >= HEAD:
+            break
+    return kind, list(names), chain(head, rows)
+
+
+def told_apart(stream: io.BufferedReader, file: str) -> tuple[str, Iterator[Raw]]:
     if stream.peek(3).startswith(b"\xef\xbb\xbf"):
         stream.read(3)
-    head = stream.peek()
-    start = head.lstrip()
-    if head.startswith(b"PAR1"):
+    start = stream.peek().lstrip()
+    if start.startswith(b"PAR1"):
         return "Parquet", _parquet(stream, file)
     if refused := next((name for begin, name in REFUSED.items() if re.match(begin, start)), None):
         raise TutorialError(f"{file}: this is {refused}; DATA takes {TAKEN}, in UTF-8")
     if start.startswith(b"["):
         return "JSON array", _json_array(stream, file)
     if re.match(TABLE, start):
-        return _table(stream, head, file)
+        first = [start.decode("utf-8", errors="replace").split("\n")[0]]
+        delimiter = max(DELIMITERS, key=lambda each: len(next(csv.reader(first, delimiter=each))))
+        return DELIMITERS[delimiter], _table(stream, delimiter, file)
     return "JSON lines", _json_lines(stream)
 
 
-def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Number, from 1, and content of each line; of one longer than `LONGEST_LINE` the first bytes."""
-    number = 0
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Each line; of one longer than `LONGEST_LINE` the first bytes."""
     while line := stream.readline(LONGEST_LINE + 1):
-        number, rest = number + 1, line
-        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-            rest = stream.readline(LONGEST_LINE + 1)
-        yield number, line
+        yield line
+        while len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+            line = stream.readline(LONGEST_LINE + 1)
 
 
 def _json_lines(stream: BinaryIO) -> Iterator[Raw]:
-    for number, line in lines(stream):
-        if len(line) > LONGEST_LINE or line.strip():
-            yield Raw(("line", number), _value(line), line)
-
-
-def _value(line: bytes) -> object:
-    """The JSON value of one line, or a ValueError: what is wrong with it."""
-    if len(line) > LONGEST_LINE:
-        return ValueError(TOO_LONG)
-    cut = "" if line.endswith(b"\n") else "; the file ends here, it may be cut off"
-    try:
-        return _json(line)
-    except UnicodeDecodeError as error:
-        return ValueError(f"not UTF-8 ({error.reason}, byte {error.start + 1}){cut}")
-    except json.JSONDecodeError as error:
-        return ValueError(f"not JSON ({error.msg}: column {error.colno}){cut}")
-    except RecursionError:
-        return ValueError("not JSON that can be read (nested too deeply)")
-
-
-class Flaw(ValueError):
-    """In place of a JSON object that programs read differently, and of those around it."""
-
-    def __init__(self, reason: str, pairs: list[tuple[str, object]]):
-        super().__init__(reason)
-        self.pairs = pairs
-
-
-def _plain(value: object) -> object:
-    return value.pairs if isinstance(value, Flaw) else str(value)
-
-
-def _json(content: bytes) -> Any:
-    """The value, with decimal numbers as they are written."""
-    return json.loads(content.decode(), object_pairs_hook=_object, parse_float=Decimal)
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object] | Flaw:
-    found = {}
-    for column, value in pairs:
-        if column in found:
-            return Flaw(f"column {column!r}: it is given twice", pairs)
-        if isinstance(value, float) and not math.isfinite(value):
-            return Flaw(f"column {column!r}: {value} is not JSON", pairs)
-        flaws = value if isinstance(value, list) else [value]
-        if flaw := next((each for each in flaws if isinstance(each, Flaw)), None):
-            return Flaw(str(flaw), pairs)
-        found[column] = value
-    return found
+    for number, line in enumerate(_lines(stream), start=1):
+        whole = len(line) <= LONGEST_LINE
+        if whole and not line.strip():
+            continue
+        cut = "" if line.endswith(b"\n") else "; the file ends here, it may be cut off"
+        try:
+            value = _checked(_json(line)) if whole else ValueError(TOO_LONG)
+        except UnicodeDecodeError as error:
+            value = ValueError(f"not UTF-8 ({error.reason}, byte {error.start + 1}){cut}")
+        except json.JSONDecodeError as error:
+            value = ValueError(f"not JSON ({error.msg}: column {error.colno}){cut}")
+        except RecursionError:
+            value = ValueError("not JSON that can be read (nested too deeply)")
+        except ValueError as error:
+            value = error
+        yield Raw(("line", number), value, line)
 
 
 def _json_array(stream: BinaryIO, file: str) -> Iterator[Raw]:
-    content = stream.read()
     try:
-        rows = _json(content)
+        rows = _json(stream.read())
     except (ValueError, RecursionError) as error:
         raise TutorialError(f"{file}: not a JSON array ({one_line(error)})") from None
-    for number, value in enumerate(rows, start=1):
-        yield Raw(("row", number), value)
+    for number, pairs in enumerate(rows, start=1):
+        try:
+            value = written = _checked(pairs)
+        except (ValueError, RecursionError) as error:
+            value, written = ValueError(one_line(error)), pairs
+        yield Raw(("row", number), value, written)
 
 
-def _table(stream: BinaryIO, head: bytes, file: str) -> tuple[str, Iterator[Raw]]:
-    """The delimiter is the one that makes most columns of the first line."""
-    first = head.decode("utf-8", errors="replace").lstrip().split("\n")[:1]
-    delimiter = max(DELIMITERS, key=lambda each: len(next(csv.reader(first, delimiter=each))))
-    return DELIMITERS[delimiter], _table_rows(stream, delimiter, file)
+def _json(content: bytes) -> Any:
+    """The value, with objects as `Pairs` and decimal numbers as they are written."""
+    return json.loads(content.decode(), object_pairs_hook=Pairs, parse_float=Decimal)
 
 
-def _table_rows(stream: BinaryIO, delimiter: str, file: str) -> Iterator[Raw]:
-    taken, start, header = [], 1, None  # the lines of a row, and the number of the first
+def _checked(value: Any) -> Any:
+    """The value with objects as dicts. ValueError if programs would read one of them differently."""
+    if not isinstance(value, Pairs):
+        return [_checked(each) for each in value] if isinstance(value, list) else value
+    found = {}
+    for column, inner in value:
+        if column in found:
+            raise ValueError(f"column {column!r}: it is given twice")
+        if isinstance(inner, float):  # as NaN and Infinity: numbers are `Decimal`
+            raise ValueError(f"column {column!r}: {inner} is not JSON")
+        found[column] = _checked(inner)
+    return found
+
+
+def _table(stream: BinaryIO, delimiter: str, file: str) -> Iterator[Raw]:
+    taken, header = [], None  # the lines of a row, and the names of the columns
 
     def texts() -> Iterator[str]:
-        for _, line in lines(stream):
+        for line in _lines(stream):
             taken.append(line)
             yield line.decode("utf-8", errors="surrogateescape")
 
@@ -160,23 +157,25 @@ def _table_rows(stream: BinaryIO, delimiter: str, file: str) -> Iterator[Raw]:
             fields, problem = [], f"not {DELIMITERS[delimiter]} ({one_line(error)})"
         if fields is None:
             return
-        content, number, start = b"".join(taken), start, start + len(taken)
+        content, number = b"".join(taken), reader.line_num - len(taken) + 1
         taken.clear()
-        if not problem and len(content) > LONGEST_LINE:
-            problem = TOO_LONG
-        if header is None and (problem or fields):
-            header, twice = fields, [each for each in fields if each.strip() and fields.count(each) > 1]
-            if problem or twice:
-                problem = problem or f"the column {twice[0]!r} is there twice"
-                raise TutorialError(f"{file}, line {number}: {problem}")
-        elif problem or any(fields):
-            problem = problem or _wrong(header, fields)
-            value = ValueError(problem) if problem else dict(zip(header, fields, strict=True))
-            yield Raw(("line", number), value, content)
+        if not (problem or any(fields)):  # a blank line, or empty cells
+            continue
+        problem = problem or (TOO_LONG if len(content) > LONGEST_LINE else _wrong(header, fields))
+        if header is None and problem:
+            raise TutorialError(f"{file}, line {number}: {problem}")
+        if header is None:
+            header = fields
+            continue
+        value = ValueError(problem) if problem else dict(zip(header, fields, strict=True))
+        yield Raw(("line", number), value, content)
 
 
-def _wrong(header: list[str], fields: list[str]) -> str:
-    """What is wrong with a table's row, or ""."""
+def _wrong(header: list[str] | None, fields: list[str]) -> str:
+    """What is wrong with the row of a table, or with its header if there is none yet; or ""."""
+    if header is None:
+        twice = (name for name in fields if name.strip() and fields.count(name) > 1)
+        return next((f"the column {name!r} is there twice" for name in twice), "")
     if fields == header:
         return "this is the header again"
     if len(fields) != len(header):
@@ -189,13 +188,11 @@ def _parquet(stream: BinaryIO, file: str) -> Iterator[Raw]:
     with tempfile.TemporaryFile() as whole:  # it is read from its end
         shutil.copyfileobj(stream, whole)
         table, number = pyarrow.parquet.ParquetFile(whole), 0
-        names = table.schema_arrow.names
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise TutorialError(f"{file}: the column {twice!r} is there twice")
-        for batch in table.iter_batches(batch_size=1000):
-            try:
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Raw(("row", number), value)
-            except UnicodeDecodeError:
-                raise TutorialError(f"{file}, after row {number}: text that is not UTF-8") from None
+        if problem := _wrong(None, table.schema_arrow.names):
+            raise TutorialError(f"{file}: {problem}")
+        rows = (row for batch in table.iter_batches(batch_size=1000) for row in batch.to_pylist())
+        try:
+            for number, row in enumerate(rows, start=1):
+                yield Raw(("row", number), row, row)
+        except UnicodeDecodeError:
+            raise TutorialError(f"{file}, after row {number}: text that is not UTF-8") from None

@@ -2,45 +2,60 @@
 
 import importlib.util
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError, model_validator
 
-from tutorial import TutorialError, one_line
-from tutorial.layouts import Columns, Layout, Row, find
+from tutorial import TutorialError, layouts, one_line, schema, slug, sources, tables
+from tutorial.layouts import Columns, Row
+from tutorial.meaning import Description, check, parse
 from tutorial.settings import ROOT, first_error, read_yaml
-from tutorial.targets import Targets
 
 SPLITS = ("train", "val", "test")
 DEFAULT = "viggo"
 SAMPLE = "sample"  # what DATA says of a task's synthetic rows
+Labels = Annotated[list[Annotated[str, Field(pattern=r"^\S(.*\S)?$")]], Field(min_length=2)]
+Schema = Annotated[dict[str, Any], AfterValidator(schema.check_schema)]
 
 
-class Task(Targets):
-    """One task."""
+class Task(BaseModel, extra="forbid"):
+    """One task. If it says nothing of its answers, the training rows show of what kind they are."""
 
     columns: Columns | None = Field(None, description="if not set, they are found by their names")
     system_prompt: str | None = Field(None, description="of rows that have no system turn of their own")
     source: str | None = Field(None, description="address of the rows if DATA is not set")
     expected: dict[Literal["train", "val", "test"], PositiveInt] = Field({}, description="rows at the source")
-    sample: str | None = Field(
-        None, pattern=r"\.py$", description="a Python file beside the yaml whose rows(seed) need no network"
-    )
-    few_shot: PositiveInt = Field(
-        4, description="examples in the few-shot prompt; unless said, those that fit"
-    )
+    sample: str | None = Field(None, pattern=r"\.py$", description="a file whose rows(seed) need no network")
+    few_shot: PositiveInt = Field(4, description="examples in a few-shot prompt; if not set, those that fit")
     max_tokens: PositiveInt | None = Field(
-        None, description="of an answer; `Chat.check` finds it unless said"
+        None, description="of an answer; if not set, `Chat.check` finds it"
     )
-    _path: Path = PrivateAttr(Path("task.yaml"))
+    answers: Literal["label", "JSON", "text"] | None = Field(None, description="their kind")
+    meaning: Description | None = Field(None, description="functions and attributes of an answer")
+    labels: Labels | None = Field(None, description="the labels that an answer may be")
+    json_schema: Schema | None = Field(None, description="JSON Schema of an answer")
+    _path: Path = Path("task.yaml")
 
     @model_validator(mode="after")
-    def _one_system_turn(self) -> "Task":
+    def _says_one_thing(self) -> "Task":
+        if len(self._kinds()) > 1:
+            raise ValueError("answers, meaning, labels and json_schema say different kinds; set one of them")
         if self.columns and self.columns.system and self.system_prompt:
             raise ValueError("set either system_prompt or columns.system")
         return self
+
+    def _kinds(self) -> set[str]:
+        given = {"meaning": self.meaning, "label": self.labels, "JSON": self.json_schema}
+        return {kind for kind, value in given.items() if value is not None} | ({self.answers} - {None})
+
+    @property
+    def kind(self) -> str | None:
+        """What the answers are: `meaning`, `label`, `JSON` or `text`; None if the file does not say it."""
+        return next(iter(self._kinds()), None)
 
     @property
     def name(self) -> str:
@@ -54,49 +69,68 @@ class Task(Targets):
         task._path = Path(f"{name}.yaml")
         return task
 
-    def layout(self, names: Iterable[str] = ()) -> Layout:
-        """How rows with these columns are laid out; TutorialError if neither the task nor they say so."""
-        return Layout(f"as {self._path.name} says", self.columns, said=True) if self.columns else find(names)
+    def layout(self, names: Iterable[str], file: str) -> Columns | None:
+        """The columns of a file's rows, of which some have these `names`; None if no row has any.
 
-    def row_reader(self, layout: Layout | None) -> Callable[[object], Row]:
-        """A function from a row as it is in a file to a row of `layouts`. It raises ValueError if a column is
-        missing, not a text or empty, or if the task refuses the answer. No layout: no row has columns."""
+        Raises:
+            TutorialError: neither the task nor the names say what the columns are.
+        """
+        try:
+            return self.columns or (layouts.find(names) if names else None)
+        except TutorialError as error:
+            raise TutorialError(f"{file}: {error}") from None
 
-        def read(raw: object) -> Row:
-            if isinstance(raw, ValueError):
-                raise raw
-            if layout is None:
-                raise ValueError("an object with columns is needed")
-            row = layout.read(raw)
-            try:
-                self.check(row["output"])
-            except ValueError as error:
-                column = layout.columns.response or layout.columns.messages
-                raise ValueError(f"column {column!r}: {error}") from None
-            return row | {"instruction": row["instruction"] or self.system_prompt or ""}
+    def check(self, answer: str) -> None:
+        """Whether an answer of a row can be one of this task.
 
-        return read
+        Raises:
+            ValueError: it is not of the kind that the file says, or the file does not allow it.
+        """
+        if self.meaning:
+            check(parse(answer), self.meaning)
+        elif self.labels and answer.strip() not in self.labels:
+            raise ValueError(f"{answer.strip()[:60]!r} is none of the task's labels")
+        elif self.kind == "JSON":
+            schema.check(schema.parse(answer), self.json_schema or {})
+
+    def read(self, raw: object, columns: Columns | None) -> Row:
+        """From a row as it is in a file to a row of `layouts`.
+
+        Raises:
+            ValueError: `raw`, if it is one; it has no columns, or one is missing, not a text or empty; or the
+                task does not allow the answer.
+        """
+        if isinstance(raw, ValueError):
+            raise raw
+        if columns is None or not isinstance(raw, dict):
+            raise ValueError("an object with columns is needed")
+        row = columns.read(raw)
+        try:
+            self.check(row["output"])
+        except ValueError as error:
+            raise ValueError(f"column {columns.response or columns.messages!r}: {error}") from None
+        return row | {"instruction": row["instruction"] or self.system_prompt or ""}
 
     def sample_rows(self) -> dict[str, list[Row]] | None:
-        """The embedded rows of each split, as `row_reader` reads them; None if the task has no sample.
+        """The synthetic rows of each split, as `read` gives them; None if the task has no sample.
 
         Raises:
             TutorialError: the sample's Python file has no `rows(seed)`, it fails, or one of its rows is bad.
         """
         if self.sample is None:
             return None
-        file, where, read = self._path.parent / self.sample, "no rows from rows(seed)", None
+        file, where = self._path.parent / self.sample, "no rows from rows(seed)"
         spec = importlib.util.spec_from_file_location(file.stem, file)
-        module = importlib.util.module_from_spec(spec)
-        found = {split: [] for split in SPLITS}
+        module, columns, found = importlib.util.module_from_spec(spec), None, {}
         try:
             spec.loader.exec_module(module)
             made = module.rows(0)
-            for split, rows in found.items():
+            for split in SPLITS:
+                found[split] = []
                 for number, raw in enumerate(made[split], start=1):
                     where = f"{split}, row {number}"
-                    read = read or self.row_reader(self.layout(raw))
-                    rows.append(read(raw))
+                    columns = columns or self.columns or layouts.find(raw)
+                    found[split].append(self.read(raw, columns))
         except Exception as error:
             line = traceback.extract_tb(error.__traceback__)[-1]
             if line.filename == str(file):
@@ -123,3 +157,25 @@ def load(name: str) -> Task:
     if task.sample and not (path.parent / task.sample).is_file():
         raise TutorialError(f"{path.name}: sample: there is no file {task.sample} beside it")
     return task
+
+
+def choose(name: str | None, source: str | None) -> Task:
+    """The task that `TASK` names. If it names none: `DEFAULT`, unless `DATA` has rows that are not that
+    task's. Then the task is made from `DATA`, whose name it has.
+
+    Raises:
+        TutorialError: the task or the rows cannot be read, or the columns do not say what they are.
+    """
+    task = load(name or DEFAULT)
+    if name or source in {None, SAMPLE}:
+        return task
+    plain = Task.plain(slug(source))
+    file = next(iter(sources.find(source).values()))[0]
+    with file.open() as stream:
+        _, names, rows = tables.read(stream, file.name)
+        plain.layout(names, file.name)
+        for row in islice((row.value for row in rows if isinstance(row.value, dict)), tables.HEAD):
+            with suppress(ValueError):
+                task.read(row, task.columns)
+                return task
+    return plain
