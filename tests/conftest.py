@@ -82,8 +82,8 @@ def model_path():
 @pytest.fixture(scope="session")
 def results():
     """What the notebook wrote when `make test` ran it."""
-    path = ROOT / "out" / "results.json"
-    assert path.is_file(), "out/results.json is missing: run the notebook first (make test does)"
+    path = ROOT / "out" / "tested.json"
+    assert path.is_file(), "out/tested.json is missing: run the notebook first (make test does)"
     return json.loads(path.read_text())
 
 

@@ -130,7 +130,7 @@ def refused(match):
     with pytest.raises(TutorialError, match=match) as error:
         cluster.options()
     assert "\n" not in str(error.value)
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(

@@ -486,8 +486,8 @@ def test_a_request_that_takes_too_long_ends_and_the_others_are_served(client, im
         start = time.monotonic()
         with pytest.raises(openai.OpenAIError):  # it began as a 200: the stream breaks off
             list(ask(impatient, stream=True, **LONG))
-        assert TIME_LIMIT_S <= time.monotonic() - start < TIME_LIMIT_S + 4
-        assert TIME_LIMIT_S <= took < TIME_LIMIT_S + 4
+        assert TIME_LIMIT_S <= time.monotonic() - start < 3 * TIME_LIMIT_S
+        assert TIME_LIMIT_S <= took < 3 * TIME_LIMIT_S
         after = pool.map(lambda _: ask(client, max_tokens=5).usage.completion_tokens, range(4))
         assert list(after) == [5] * 4
 

@@ -60,22 +60,16 @@ def test_the_port_is_looked_for_when_the_service_is_about_to_start():
 
 def test_what_a_run_leaves_at_its_end(tmp_path):
     results = ROOT / "out" / "results.json"
-    before = results.read_bytes() if results.is_file() else None
-    try:
-        done = cells("environment", LEFT, STORAGE=str(tmp_path / "kept"), RUN_NAME="mine", CLEAN_UP="")
-        assert done.returncode == 0, done.stderr
-        [published] = (tmp_path / "kept").rglob("results.json")
-        found = json.loads(published.read_text())
-        assert published.relative_to(tmp_path).as_posix() == "kept/mine/results/results.json"
-        assert results.read_bytes() == published.read_bytes()
-        assert list(found["seconds"]) == ["set up", "data ingestion", "clean up"]
-        assert found["seconds"]["set up"] >= 0.2
-        assert found["total_s"] == round(sum(found["seconds"].values()))
-        assert f"{found['total_s']} s in all" in done.stdout
-        done = cells("environment", LEFT, STORAGE=str(tmp_path / "gone"), RUN_NAME="mine", CLEAN_UP="1")
-        assert "1 files of this run deleted" in done.stdout
-        assert not (tmp_path / "gone").exists()
-    finally:
-        results.unlink(missing_ok=True)
-        if before:
-            results.write_bytes(before)
+    done = cells("environment", LEFT, STORAGE=str(tmp_path / "kept"), RUN_NAME="mine", CLEAN_UP="")
+    assert done.returncode == 0, done.stderr
+    [published] = (tmp_path / "kept").rglob("results.json")
+    found = json.loads(published.read_text())
+    assert published.relative_to(tmp_path).as_posix() == "kept/mine/results/results.json"
+    assert results.read_bytes() == published.read_bytes()
+    assert list(found["seconds"]) == ["set up", "data ingestion", "clean up"]
+    assert found["seconds"]["set up"] >= 0.2
+    assert found["total_s"] == round(sum(found["seconds"].values()))
+    assert f"{found['total_s']} s in all" in done.stdout
+    done = cells("environment", LEFT, STORAGE=str(tmp_path / "gone"), RUN_NAME="mine", CLEAN_UP="1")
+    assert "1 files of this run deleted" in done.stdout
+    assert not (tmp_path / "gone").exists()
