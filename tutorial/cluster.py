@@ -72,14 +72,18 @@ def optimize_serve() -> None:
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
 
 
-def _address_file() -> Path:
-    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+def _address() -> tuple[str | None, str]:
+    """Of the cluster that `ray.init` will join, None if it starts one here; and where it says so."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    file = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+    if address in ("", "auto") and file.is_file():
+        return (address := file.read_text().strip()), f"{file} ({address})"
+    return None if address in ("", "local") else address, f"RAY_ADDRESS={address}"
 
 
 def joins() -> bool:
     """Whether `ray.init` will join a cluster that runs already, rather than start one here."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    return address != "local" and (address != "" or _address_file().is_file())
+    return _address()[0] is not None
 
 
 def options() -> dict[str, Any]:
@@ -104,11 +108,7 @@ def _refuse_silence() -> None:
     """Ask the cluster for a sign of life, by gRPC: `ray.init` waits for minutes if it is gone."""
     import grpc
 
-    address = os.environ.get("RAY_ADDRESS", "")
-    where = f"RAY_ADDRESS={address}"
-    if address in ("", "auto") and (file := _address_file()).is_file():
-        address = file.read_text().strip()
-        where = f"{file} ({address})"
+    address, where = _address()
     if os.environ.get("RAY_USE_TLS") == "1" or address.startswith("anyscale:"):
         return  # these need Ray's own client
     method = "RayletDriver/ClusterInfo" if address.startswith("ray:") else "NodeInfoGcsService/CheckAlive"
@@ -158,10 +158,8 @@ def check_idle() -> None:
     from ray import serve
 
     if running := sorted(serve.status().applications):
-        raise TutorialError(
-            f"the cluster serves {', '.join(running)} already; run this on another, or delete what it serves "
-            "(serve shutdown)"
-        )
+        advice = "run this on another, or delete what it serves (serve shutdown)"
+        raise TutorialError(f"the cluster serves {', '.join(running)} already; {advice}")
 
 
 def all_see(config: Settings, nodes: list[dict]) -> bool:

@@ -11,38 +11,34 @@ from pathlib import Path
 from tutorial import TutorialError
 
 MEMORY = 7 * 2**30  # bytes; a run of the cpu profile, see benchmarks/footprint.py
+TOTAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 # Files of a group, by the controllers that /proc/self/cgroup names: version 2 has none, version 1 one a line.
-LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}
+QUOTA, LIMIT = {"": "cpu.max"}, {"": "memory.max", "memory": "memory.limit_in_bytes"}
 
 
-def _groups(own: Path, mounted: Path, controllers: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """Folders of this process's control group and of those above it, each with its controller."""
+def _groups(files: dict[str, str], own: Path, mounted: Path) -> Iterator[list[str]]:
+    """The words of such a file, for this process's control group and those above it, unless it says `max`."""
     with suppress(OSError):  # there are no control groups
         for line in own.read_text().splitlines():
             _, controller, name = line.split(":", 2)
-            if controller in controllers:
-                path = Path(name.lstrip("/"))
-                for each in (path, *path.parents):
-                    yield controller, mounted / controller / each
+            path = Path(name.lstrip("/"))
+            for each in (path, *path.parents) if controller in files else ():
+                with suppress(OSError):  # the group has no such file
+                    words = (mounted / controller / each / files[controller]).read_text().split()
+                    if words[0] != "max":
+                        yield words
 
 
 def cores(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores, by this process's affinity and the quotas of its control groups (version 2)."""
-    found = [len(os.sched_getaffinity(0))]
-    for _, group in _groups(own, mounted, ("",)):
-        with suppress(OSError, ValueError):  # it has no quota, or `max`
-            quota, period = (group / "cpu.max").read_text().split()
-            found.append(math.ceil(int(quota) / int(period)))
-    return min(found)
+    quotas = [math.ceil(int(quota) / int(period)) for quota, period in _groups(QUOTA, own, mounted)]
+    return min([len(os.sched_getaffinity(0)), *quotas])
 
 
 def memory(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes of memory, used or not: the machine's, or the least limit of this process's control groups."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for controller, group in _groups(own, mounted, ("", "memory")):
-        with suppress(OSError, ValueError):  # it has no limit, or `max`
-            found.append(int((group / LIMITS[controller]).read_text()))
-    return min(found)
+    limits = [int(limit) for [limit] in _groups(LIMIT, own, mounted)]
+    return min([TOTAL, *limits])
 
 
 def check_memory(needed: int = MEMORY) -> None:

@@ -75,10 +75,8 @@ def publish(path: Path, store: Storage, shared: bool) -> str | Place:
     in the storage. The copy's name tells its content, so that a resumed run need not read it."""
     if shared:
         return str(path)
-    source, sizes = (
-        Place.of(path),
-        {each.name: each.stat().st_size for each in path.iterdir() if each.is_file()},
-    )
+    source = Place.of(path)
+    sizes = {each.name: each.stat().st_size for each in path.iterdir() if each.is_file()}
     hashes = repr([(file, (source / file).sha256()) for file in sorted(sizes)])
     digest = hashlib.sha256(hashes.encode()).hexdigest()[:16]
     target = store.place / "models" / f"{re.sub('[^A-Za-z0-9._-]', '-', path.name)}-{digest}"

@@ -42,34 +42,32 @@ class Chat:
     """
 
     def __init__(self, model_path: str | Path, recipe_args: dict[str, Any]):
-        path, named, self.system = (
-            Path(model_path),
-            recipe_args.get("template"),
-            recipe_args.get("default_system"),
-        )
-        self._rendered, self._named = named == "empty", None if named == "empty" else named
-        thinks = bool(recipe_args.get("enable_thinking"))
-        self.template = ChatTemplate(path, thinks, lambda: self._named and trainer(path, recipe_args)[1])
+        path, named = Path(model_path), recipe_args.get("template")
+        self._rendered, named = named == "empty", None if named == "empty" else named
+        thinks, self.system = bool(recipe_args.get("enable_thinking")), recipe_args.get("default_system")
+        self.template = ChatTemplate(path, thinks, lambda: named and trainer(path, recipe_args)[1])
         self._has_system = self.template.has_system
-        empty = {"template": "empty", "default_system": None}
-        learned = {
-            "mask_history": not recipe_args.get("train_on_prompt")
-        }  # of a conversation, its last answer
-        self.recipe_args = learned | recipe_args | self.template.options | (empty if self._rendered else {})
+        # Of a conversation, its last answer is learned.
+        turns_args = {"mask_history": not recipe_args.get("train_on_prompt")} | recipe_args
+        turns_args |= self.template.options
+        text_args = turns_args | {"template": "empty", "default_system": None}
+        self.recipe_args = text_args if self._rendered else turns_args
         try:
             self._encode, _ = trainer(path, self.recipe_args)
-            if not self._named:
+            if not named:
                 for probe, asked in zip(PROBES, self._asked(PROBES), strict=True):
                     self._compare(probe, asked)
         except Exception as error:  # LLaMA-Factory takes the chat template apart, and fails in many ways
-            if self._named:
+            if named:
                 raise self.template.unusable(f"template: {named}: {one_line(error)}") from None
-            self._rendered, self.recipe_args = True, self.recipe_args | empty
-            self._encode, _ = trainer(path, self.recipe_args)
+            self._rendered, self.recipe_args = True, text_args
+            self._encode, _ = trainer(path, text_args)
         self.columns = {"prompt": "input", "response": "output"}
         self.columns |= {} if self._rendered else {"system": "instruction", "history": "history"}
-        self.engine_kwargs = self.template.engine_kwargs()
-        self.template_stage = self.template.template_stage()
+        self.template_stage = self.template.told(self.template.batch_text, "chat_template_kwargs")
+        self.engine_kwargs = self.template.told(self.template.text, "default_chat_template_kwargs")
+        # Else vLLM hands lists of parts to a template that looks into them.
+        self.engine_kwargs["chat_template_content_format"] = "string"
 
     def __getstate__(self) -> dict[str, Any]:  # Ray's workers need `messages` only
         return {"system": self.system, "_has_system": self._has_system}
@@ -107,11 +105,7 @@ class Chat:
             TutorialError: they differ, a row holds the model's markup, or something exceeds the recipe's
                 cutoff_len, the task's max_tokens or the engine's `max_model_len`; names the row or its text.
         """
-        longest, found = 0, {"training row": (0, ""), "answer": (0, ""), "question": (0, "")}
-
-        def count(kind: str, tokens: int, text: str) -> None:
-            found[kind] = max(found[kind], (tokens, shorten(text, 60, placeholder="…")))
-
+        longest, found = 0, {"training row": [], "answer": [], "question": []}
         for split, rows in splits.items():
             for number, (row, asked) in enumerate(zip(rows, self._asked(rows), strict=True), start=1):
                 try:
@@ -120,16 +114,15 @@ class Chat:
                     raise TutorialError(f"{split}, row {number}: {error}") from None
                 longest = max(longest, answer)
                 if split == "test":
-                    count("answer", answer, row["output"])
+                    found["answer"].append((answer, row["output"]))
                 else:
-                    count("training row", trained, row["input"])
+                    found["training row"].append((trained, row["input"]))
         task.max_tokens = task.max_tokens or longest + 1  # the token that ends it
         wanted, room = len(examples), max_model_len - task.max_tokens
         while True:
-            found["question"] = (0, "")
-            for row, asked in zip(splits["test"], self._asked(splits["test"], examples), strict=True):
-                count("question", len(asked), row["input"])
-            if found["question"][0] <= room or "few_shot" in task.model_fields_set or not examples:
+            asked = map(len, self._asked(splits["test"], examples))
+            found["question"] = list(zip(asked, (row["input"] for row in splits["test"]), strict=True))
+            if max(found["question"])[0] <= room or "few_shot" in task.model_fields_set or not examples:
                 break
             examples.pop()
         if len(examples) < wanted:
@@ -140,10 +133,11 @@ class Chat:
             ("answer", task.max_tokens, "max_tokens in the task to more"),
             ("question", room, more),
         ):
-            tokens, text = found[kind]
+            tokens, text = max(found[kind])
             if tokens > limit:
-                raise TutorialError(f"the {kind} {text!r} has {tokens} tokens, {limit} fit; set {change}")
-        return {kind: tokens for kind, (tokens, _) in found.items()}
+                start = shorten(text, 60, placeholder="…")
+                raise TutorialError(f"the {kind} {start!r} has {tokens} tokens, {limit} fit; set {change}")
+        return {kind: max(counts)[0] for kind, counts in found.items()}
 
     def _row(self, row: Row) -> Row:
         said = self.messages(row)

