@@ -19,7 +19,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Caches that libraries would keep in the home folder. They are kept in this project's `.cache`.
 CACHES = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "MPLCONFIGDIR")
 CACHES += ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "IPYTHONDIR", "JUPYTER_CONFIG_DIR")
-CACHES += ("TORCH_HOME",)
+# The last is never written to, but vLLM 0.26 keeps a compiled model under a name that depends on it.
+CACHES += ("TORCH_HOME", "VLLM_XLA_CACHE_PATH")
 # Switches of other launchers: LLaMA-Factory would start Ray or FSDP again inside Ray Train's workers.
 LAUNCHERS = ("USE_RAY", "USE_MCA", "USE_KT", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
