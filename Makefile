@@ -43,7 +43,7 @@ gguf: .venv/.ready .gguf/.ready
 test: .venv/.ready lint docs deploy-check
 	TRAIN_ROWS=$${TRAIN_ROWS:-400} VAL_ROWS=16 TEST_ROWS=24 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	mv out/results.json out/tested.json
-	pytest -q -n 2 --dist loadfile
+	pytest -q
 	$(DOCS_BIN)/pytest -q --confcutdir=tests/browser tests/browser
 
 slow: .venv/.ready

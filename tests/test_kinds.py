@@ -14,7 +14,7 @@ from tests.test_meaning import accepts
 from tests.test_plots import cells
 from tests.test_score import ANSWERS, TARGETS
 from tests.test_tasks import GOOD, mine, refused
-from tutorial import answers, data, plots, score, tasks
+from tutorial import TutorialError, answers, data, plots, score, tasks
 from tutorial.answers import Labels, Text
 from tutorial.schema import Objects
 
@@ -37,6 +37,19 @@ def rows(train, test=None):
 def part(said, targets):
     table = {"input": [f"q{i}" for i in range(len(targets))], "answer": said, "target": targets}
     return pd.DataFrame(table, dtype=object)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_answer_that_is_broken_json_among_others_is_one_line(tmp_path, split):
+    """Not a traceback when it is scored, and not another kind for all the others."""
+    whole = [f'{{"a": {number}}}' for number in range(9)]
+    given = {"train": whole, "test": whole[:3]}
+    given[split] = [*given[split], '{"a": 1']
+    with pytest.raises(
+        TutorialError, match=r"^DATA: 1 of 10 .*such as '\{\"a\": 1': not JSON .* `answers: JSON`"
+    ) as error:
+        answers.of(task(tmp_path), rows(given["train"], given["test"]))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
-from tutorial import TutorialError, plots, schema, score
+from tutorial import TutorialError, one_line, plots, schema, score
 from tutorial.kind import Compared, Kind
 from tutorial.meaning import Meanings
 from tutorial.tasks import Row, Task
@@ -116,12 +115,13 @@ def of(task: Task, rows: dict[str, list[Row]]) -> Kind:
     If the rows decide it, a line says so. Another one says what test rows have and training rows do not.
 
     Raises:
-        TutorialError: a training row's answer is not of the kind that the task file says.
+        TutorialError: the answers do not fit the JSON schema that the task file says, or some are no JSON
+            objects though most are.
     """
     if task.meaning:
         return Meanings(task.meaning)
     train, test = ([row["output"].strip() for row in rows[split]] for split in ("train", "test"))
-    kind = task.kind or _found(train)
+    kind = task.kind or _found(train, test)
     if not task.kind:
         print(f"kind of answers, found from the training rows: {kind}")
     if kind == "label":
@@ -141,11 +141,25 @@ def of(task: Task, rows: dict[str, list[Row]]) -> Kind:
     return kind
 
 
-def _found(train: list[str]) -> str:
-    with suppress(ValueError):
-        for text in train:
-            schema.parse(text)
+def _found(train: list[str], test: list[str]) -> str:
+    texts = {*train, *test}
+    flaws = {text: flaw for text in sorted(texts) if (flaw := _flaw(text))}
+    if not flaws:
         return "JSON"
+    if len(flaws) <= len(texts) / 10:
+        few = f"{len(flaws)} of {len(texts)} different answers are no JSON objects, and the others are"
+        text, flaw = next(iter(flaws.items()))
+        said = "to learn their lines, write `answers: JSON` in a task file; to allow them, `answers: text`"
+        raise TutorialError(f"DATA: {few}, such as {text[:40]!r}: {flaw}; {said}")
     distinct = set(train)  # labels are few, short, in one line, each of them often
     short = all(len(each) <= LONGEST and len(each.splitlines()) == 1 for each in distinct)
     return "label" if short and 2 <= len(distinct) <= min(MOST, len(train) / OFTEN) else "text"
+
+
+def _flaw(text: str) -> str:
+    """Why a text is no JSON object; empty if it is one."""
+    try:
+        schema.parse(text)
+    except ValueError as error:
+        return one_line(error)
+    return ""
