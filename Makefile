@@ -41,6 +41,7 @@ gguf: .venv/.ready .gguf/.ready
 	python -m tutorial.gguf $${TYPE:+--type "$$TYPE"}
 
 test: .venv/.ready lint docs deploy-check
+	rm -f out/results.json out/tested.json
 	TRAIN_ROWS=$${TRAIN_ROWS:-400} VAL_ROWS=16 TEST_ROWS=24 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	mv out/results.json out/tested.json
 	pytest -q

@@ -93,7 +93,7 @@ class Text(Kind):
     metrics: ClassVar = {
         "exact match": lambda row: row.right,
         "normalised match": lambda row: row.said == row.meant and (bool(row.meant) or row.right),
-        "token F1": lambda row: f1(row, row.hits()),  # as SQuAD has it (Rajpurkar et al., 2016)
+        "token F1": lambda row: f1(row, row.hits()),  # SQuAD's (Rajpurkar et al., 2016), with articles
         "ROUGE-L": lambda row: f1(row, common(row.said, row.meant)),  # Lin, ROUGE, 2004
     }
     mistaken: ClassVar = {
