@@ -53,11 +53,28 @@ def bucket(user):
     return name
 
 
+SPLITS = {"train": 16, "val": 4, "test": 6}
+SCORES = {
+    "exact match": {"value": 0.5, "low": 0.118, "high": 0.882, "targets": 6.0},
+    "token F1": {"value": 0.625, "low": None, "high": None, "targets": None},
+}
+MEASURED = {  # what results.json holds, in short
+    "profile": "cpu",
+    "task": "mine",
+    "model": "SmolLM2-135M-Instruct",
+    "data": {"file": dict.fromkeys(SPLITS, "mine.csv"), "used": SPLITS},
+    "batch": {"kind": "text", "scores": {"base model": SCORES, "fine-tuned": SCORES}},
+}
+
+
 @pytest.fixture
 def project(tmp_path):
-    """A project with the same code, in a folder whose name has a space: runs a notebook of its own."""
+    """A project with the same code, in a folder whose name has a space: runs a notebook of its own, which may
+    take measured.json for its results."""
     root = tmp_path / "my repo"
     root.mkdir()
+    (root / "out").mkdir()
+    (root / "measured.json").write_text(json.dumps(MEASURED))
     shutil.copytree(ROOT / "tutorial", root / "tutorial", ignore=shutil.ignore_patterns("__pycache__"))
 
     def write(*sources):

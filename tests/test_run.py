@@ -1,24 +1,29 @@
 """`make run` on a small notebook, cells by their ids, and what `make test` measured with README.ipynb."""
 
+import fcntl
+import json
 import os
+import pty
+import re
 import shutil
 import subprocess
+import termios
+import time
 
 import nbformat
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import MEASURED, ROOT
 from tutorial import run
 
 LEAVES = """
 import matplotlib.pyplot as plt
-import datasets, json, pathlib, tempfile
+import datasets, json, pathlib, shutil, tempfile
 with tempfile.TemporaryDirectory() as folder:
     pathlib.Path(folder, "a.json").write_text(json.dumps([{"a": "a row of the user's"}]))
     datasets.load_dataset("json", data_files=f"{folder}/a.json")
 plt.plot([1, 2])
-pathlib.Path("out").mkdir(exist_ok=True)
-pathlib.Path("out", "results.json").write_text("{}")
+shutil.copy("measured.json", "out/results.json")
 print("done", file=open("out/said", "w"))
 """
 
@@ -36,17 +41,108 @@ def test_a_run_leaves_nothing_outside_of_its_project(project, tmp_path, home):
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "a tmp", "my repo"}
 
 
-def test_a_run_says_its_stages_and_needs_no_docs(project):
-    (project.root / "out").mkdir()
-    done = project("from pathlib import Path", "Path('out/results.json').write_text('{}')")
-    first, last = done.stdout.splitlines()
+MEASURE = "import shutil; shutil.copy('measured.json', 'out/results.json')"
+
+
+def test_a_run_says_its_stages_and_scores_and_needs_no_docs(project):
+    done = project(MEASURE)
+    first, *table, last = done.stdout.splitlines()
     assert first.endswith(" s] 1. One")
+    rows = [line.split() for line in table if line.strip(" ─")]
+    assert rows == [
+        ["6", "test", "rows", "base", "model", "fine-tuned"],
+        ["exact", "match", "50%", "50%"],
+        ["95%", "interval", "12%", "to", "88%", "12%", "to", "88%"],
+        ["token", "F1", "62%", "62%"],
+    ]
     assert last.endswith(" s] done: out/README.ipynb, and its figures in out/results.json")
-    assert (project.root / "out" / "README.json").read_text() == "{}"
+    assert json.loads((project.root / "out" / "README.json").read_text()) == MEASURED
+
+
+def test_what_was_found_in_the_rows_is_said_before_the_training(project):
+    """The table of the cell `rows`, which a notebook displays, and no other cell's."""
+    found = {"train": "question → prompt, answer → response"}
+    table = "plots.sizes({'columns': %r, 'read': {'train': %d}})"
+    project.write("from tutorial import plots", MEASURE, "", table % (found, 52), table % (found, 53))
+    notebook = nbformat.read(project.root / "README.ipynb", as_version=4)
+    notebook.cells[-2].id = "rows"
+    nbformat.write(notebook, project.root / "README.ipynb")
+    done = subprocess.run(project.command, cwd=project.root, capture_output=True, text=True, check=True)
+    assert re.findall(r"^ train +question → prompt, answer → response +(\d+)", done.stdout, re.M) == ["52"]
+
+
+def test_a_notebook_says_first_which_run_it_is(project):
+    """And the page, which takes its outputs, does not."""
+    assert project(MEASURE).returncode == 0
+    first, second, *_ = nbformat.read(project.root / "out" / "README.ipynb", as_version=4).cells
+    assert first.source.startswith(
+        "**This run.** Task `mine`, rows of `mine.csv` (16 to train, 4 to validate"
+    )
+    assert "model `SmolLM2-135M-Instruct`, profile `cpu`" in first.source
+    assert "written for ViGGO" in first.source
+    assert second.source == "## 1. One"
+
+
+def press_ctrl_c(project, *, after, later_s, env):
+    """Run it in a terminal, with Ctrl-C when it has shown a text: its exit status, and what it said then."""
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        project.command,
+        cwd=project.root,
+        env=env,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+    )
+    os.close(terminal)
+    shown, before = b"", None
+    while True:
+        try:
+            shown += os.read(screen, 2**16)
+        except OSError:  # the last process that had the terminal has ended
+            break
+        if before is None and after in shown:
+            time.sleep(later_s)
+            os.write(screen, b"\x03")
+            before = len(shown)
+    os.close(screen)
+    return process.wait(), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", shown[before:].decode())
+
+
+WAITS = """
+import atexit, pathlib, tempfile, time
+pathlib.Path(tempfile.gettempdir(), "ray").mkdir()  # stands for what Ray leaves
+atexit.register(pathlib.Path("out", "ended").touch)
+print("waiting", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("after", [b"the kernel starts", b"waiting"])
+def test_ctrl_c_is_one_line_and_leaves_nothing(project, tmp_path, after):
+    (tmp_path / "tmp").mkdir()
+    project.write(WAITS)
+    env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "TERM": "xterm"}
+    status, said = press_ctrl_c(project, after=after, later_s=0.3, env=env)
+    assert status == 130
+    *_, last = filter(str.strip, said.splitlines())
+    assert last == "interrupted; if STORAGE and RUN_NAME are set, RESUME=1 resumes the run"
+    assert "Error" not in said
+    assert "Traceback" not in said
+    assert [*(tmp_path / "tmp").iterdir()] == []
+    assert (project.root / "out" / "ended").exists() == (after == b"waiting"), "the kernel ended by itself"
+
+
+def test_what_a_failed_run_leaves_is_kept(project, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    log = "import pathlib, tempfile; pathlib.Path(tempfile.gettempdir(), 'log').touch(); 1/0"
+    assert project(log, TMPDIR=str(tmp_path / "tmp")).returncode == 1
+    assert [path.name for path in (tmp_path / "tmp").rglob("*") if path.is_file()] == ["log"]
 
 
 def test_a_run_that_fails_leaves_no_figures(project):
-    (project.root / "out").mkdir()
     (project.root / "out" / "README.json").write_text("{}")
     done = project("from tutorial import TutorialError", "raise TutorialError('set X')")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "TutorialError: set X")

@@ -14,17 +14,19 @@ s3server  the run's own S3 server                   model     the base model's f
 adapters  what is published of an adapter           training  what surrounds the loop in Ray Train's workers
 session   a run: its storage, seconds, results.json stage     errors in one line; writes results.json
 callbacks what the trainer calls after each step    serving   starts a service, and asks it
-machine   cores, memory and disk of this machine
+machine   cores, memory and disk of this machine    summary   what a run had, and its scores, in short
 endpoint  the service: keys, models, answers        door      checks of a request; errors in one envelope
 replica   the engine's process                      run       `make run`; cells by name
 progress  a line that says how far a call is        merged    an adapter and its base model as one; its card
 export    `make export`: the merged model, the push gguf      `make gguf`: for Ollama and llama.cpp
-smollm2, quickstart  the small model, and a faster start of its engine
+smollm2   the small model                           quickstart  a faster start of its engine
+terminal  what `make run` says
 """
 
 import re
 import time
 from pathlib import Path
+from typing import get_args
 
 STARTED = time.monotonic()  # when a run began
 PROGRESS = "tutorial-progress"  # a display of the notebook whose id begins with this says how far the run is
@@ -38,9 +40,23 @@ class TutorialError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception | str) -> str:
     """The first line of an error's text, or its name if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def first_error(error, model=None) -> str:
+    """The first finding of pydantic's ValidationError as one line that names the key. If the key is unknown,
+    and `model` is the class whose keys are checked, the line lists those that there are."""
+    found = error.errors()[0]
+    message, key = one_line(found["msg"].removeprefix("Value error, ")), ".".join(map(str, found["loc"]))
+    if model and found["type"] == "extra_forbidden":
+        for part in found["loc"][:-1]:
+            kind = model.model_fields[part].annotation
+            model = next(each for each in (kind, *get_args(kind)) if hasattr(each, "model_fields"))
+        message = f"there is no such key; the keys are {', '.join(model.model_fields)}"
+    name = f"{key.upper()}={found['input']!r}" if error.title == "Settings" else key
+    return f"{name}: {message}" if key else message
 
 
 def slug(address: str) -> str:

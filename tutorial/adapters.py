@@ -8,10 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from tutorial import TutorialError, one_line, stage
+from tutorial import TutorialError, first_error, one_line, stage
 from tutorial.files import Place, failing
 from tutorial.model import model_id
-from tutorial.settings import first_error
 from tutorial.storage import Storage
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"

@@ -132,7 +132,8 @@ def batch(place: Place) -> AbstractContextManager[None]:
         done, total, elapsed = rows("answers"), rows("questions"), time.monotonic() - start
         before = done if before is None else before  # an earlier run's, which this one resumes
         if done == before < total or not total:
-            return f"batch inference: {done} of {total} rows, the engine starts, {_since(start)}"
+            rows_done = f"{done} of {total} rows, " if total else ""  # the questions are being written
+            return f"batch inference: {rows_done}the engine starts, {_since(start)}"
         speed = f"{(done - before) / elapsed:.1f} rows/s"
         return _bar("batch inference", "rows", (before, done, total), elapsed, speed)
 

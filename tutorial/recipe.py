@@ -11,8 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
 
-from tutorial import TutorialError, one_line
-from tutorial.settings import first_error, read_yaml
+from tutorial import TutorialError, first_error, one_line
+from tutorial.settings import read_yaml
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's max_lora_rank
 SHOWN = ("lora_rank", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "cutoff_len")
@@ -184,10 +184,5 @@ def _llamafactory() -> tuple[list[type], dict[str, Any], dict[str, Any], Iterabl
     kinds.append(hparams.ModelArguments)
     every = [*kinds, hparams.TrainingArguments]
     known = {field.name: field.default for kind in every for field in fields(kind) if field.init}
-    return (
-        kinds,
-        known,
-        {key: hint for kind in every for key, hint in get_type_hints(kind).items()},
-        TEMPLATES,
-        INTEGRATION_TO_CALLBACK,
-    )
+    hints = {key: hint for kind in every for key, hint in get_type_hints(kind).items()}
+    return kinds, known, hints, TEMPLATES, INTEGRATION_TO_CALLBACK

@@ -3,27 +3,30 @@
 Benchmarks and tests use single cells, by their ids: `define("train-loop")["train_loop"]`.
 """
 
-import re
+import asyncio
+import json
+import os
 import runpy
 import shutil
+import signal
 import sys
 import tempfile
-import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 from traitlets.config import Config
 
-from tutorial import PRINTED_S, PROGRESS, cluster
+from tutorial import cluster, summary
 from tutorial.settings import ROOT
+from tutorial.terminal import Terminal
 
 README = ROOT / "README.ipynb"
+ENDS_S = 60  # after Ctrl-C, for the kernel to stop Ray and the S3 server, and delete its files
 
 
 def cells() -> dict[str, str]:
@@ -44,101 +47,62 @@ def define(*ids: str, **names: Any) -> dict[str, Any]:
     return names
 
 
-class Terminal:
-    """What `make run` says: lines that stay and, below them, one that is replaced.
-
-    Without a terminal, or in one that cannot replace a line, this one is printed again every few seconds.
-    Enter it around the run: whatever ends the run ends the line.
-    """
-
-    def __init__(self):
-        self._console = Console(highlight=False)
-        self._stage, self._now, self._bar, self._rest = "", "the kernel starts", "", ""
-        self._start = self._said = time.monotonic()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._print_again, daemon=True)
-        options = {"refresh_per_second": 1, "transient": True}
-        self._live = Live(console=self._console, get_renderable=lambda: self._stamped(self._now), **options)
-        self._replaces = self._console.is_terminal and not self._console.is_dumb_terminal
-
-    def __enter__(self) -> "Terminal":
-        (self._live if self._replaces else self._thread).start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.end()
-        self._live.stop()
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def say(self, text: str, stamp: bool = False) -> None:
-        """Print a line that stays; with the seconds since the start if `stamp`."""
-        self._said = time.monotonic()
-        self._console.print(self._stamped(text) if stamp else Text(text), soft_wrap=True)
-
-    def start(self, cell: nbformat.NotebookNode, **_: int) -> None:
-        """Begin a cell; a heading with a number begins a stage. A hook of nbclient's."""
-        heading = cell.source.partition("\n")[0]
-        if cell.cell_type == "markdown" and re.match(r"## \d", heading):
-            self._stage = heading.removeprefix("## ")
-            self._replace(self._stage)
-            self.say(self._stage, stamp=True)
-        elif cell.cell_type == "code":
-            self._replace(f"{self._stage}: {cell.id}")
-
-    def hear(self, message: dict[str, Any]) -> None:
-        """Show what a cell prints, and the state of its progress line: a message of the notebook's kernel."""
-        content = message["content"]
-        if message["msg_type"] == "stream":
-            *lines, self._rest = (self._rest + content["text"]).split("\n")
-            for line in lines:
-                self.say(f"    {line}")
-        elif str((content.get("transient") or {}).get("display_id")).startswith(PROGRESS):
-            self._bar = content["data"]["text/plain"]
-            self._replace(self._bar)
-
-    def end(self, **_: Any) -> None:
-        """End a cell: the last state of its progress line stays, and what it printed without a line's end."""
-        if self._rest:
-            self.say(f"    {self._rest}")
-        if self._bar:
-            self.say(self._bar, stamp=True)
-        self._rest = self._bar = ""
-
-    def _replace(self, text: str) -> None:
-        self._now = text
-        if self._live.is_started:
-            self._live.refresh()
-
-    def _print_again(self) -> None:
-        while not self._over.wait(1):
-            if time.monotonic() - self._said >= PRINTED_S:
-                self.say(self._now, stamp=True)
-
-    def _stamped(self, text: str) -> Text:
-        line = f"[{time.monotonic() - self._start:4.0f} s] {text}"
-        return Text(line, no_wrap=True, overflow="ellipsis")
-
-
 class Client(NotebookClient):
-    """nbclient's, which shows on a terminal what the kernel says."""
+    """nbclient's, which shows on a terminal what the kernel says, and passes Ctrl-C on to the cell."""
 
     terminal: Terminal
+    interrupted = False
+
+    async def async_start_new_kernel(self, **kwargs):
+        """nbclient's, which has just set a handler of its own for Ctrl-C: it would end the kernel at once."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+        await super().async_start_new_kernel(**kwargs)
+
+    async def async_execute_cell(self, cell, cell_index, **kwargs):
+        """nbclient's, unless the run was interrupted between two cells."""
+        if self.interrupted:
+            raise RuntimeError("interrupted")
+        return await super().async_execute_cell(cell, cell_index, **kwargs)
 
     def process_message(self, msg, cell, cell_index):
         """nbclient's hook for each message."""
-        self.terminal.hear(msg)
+        if not self.interrupted:
+            self.terminal.hear(msg, cell.id)
         return super().process_message(msg, cell, cell_index)
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        self.terminal.wait("interrupted: Ray and the S3 server end")
+        if self.km and self.km.has_kernel:
+            self.km.shutdown_wait_time = ENDS_S
+            self._sent = asyncio.ensure_future(self.km.interrupt_kernel())
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder for all that a run would leave in /tmp. If a cell fails, Ray's logs and the like are kept."""
+    folder, kept = Path(tempfile.mkdtemp(prefix="tutorial-")), False
+    try:
+        yield folder
+    except Exception:
+        kept = any(folder.iterdir())
+        raise
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def execute(notebook: nbformat.NotebookNode, terminal: Terminal) -> None:
     """Run every cell in one kernel, in the project's root. The kernel listens on no port, not even on
-    loopback: its sockets are in a folder that ends with it. CellExecutionError if a cell fails.
+    loopback: its sockets are in a folder that ends with it.
+
+    Raises:
+        CellExecutionError: a cell fails.
+        KeyboardInterrupt: after Ctrl-C, when the kernel has ended.
     """
     cluster.keep_local()  # the kernel's own folders too
-    with tempfile.TemporaryDirectory() as sockets:
-        manager = {"transport": "ipc", "ip": f"{sockets}/kernel", "connection_file": f"{sockets}/kernel.json"}
+    with temporary() as folder:
+        manager = {"transport": "ipc", "ip": f"{folder}/kernel", "connection_file": f"{folder}/kernel.json"}
         client = Client(
             notebook,
             timeout=None,
@@ -150,7 +114,14 @@ def execute(notebook: nbformat.NotebookNode, terminal: Terminal) -> None:
             config=Config({"KernelManager": manager}),
         )
         client.terminal = terminal
-        client.execute()
+        # The address of a cluster that runs already is in the folder that it was started with.
+        own = {} if cluster.joins() else {"TMPDIR": str(folder)}
+        try:
+            client.execute(env=os.environ | own)
+        except Exception as error:
+            if client.interrupted:  # whatever this has led to
+                raise KeyboardInterrupt from error
+            raise
 
 
 def main() -> None:
@@ -166,13 +137,20 @@ def main() -> None:
         if (page := ROOT / "docs" / "page.py").is_file():  # a job may come without docs/
             made = runpy.run_path(str(page))
             made["fill_notebook"](notebook, made["measured"](figures))
+        results = json.loads(figures.read_text(encoding="utf-8"))
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(summary.about(results)))
     except CellExecutionError as error:
         if error.ename != "TutorialError":
             print(error.traceback, file=sys.stderr)
         sys.exit(f"{error.ename}: {(error.evalue.splitlines() or [''])[0]}")
+    except KeyboardInterrupt:
+        resume = "if STORAGE and RUN_NAME are set, RESUME=1 resumes the run"
+        print(f"interrupted; {resume}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     finally:
         out.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, out)
+    terminal.show(summary.scores(results))
     terminal.say("done: out/README.ipynb, and its figures in out/results.json", stamp=True)
 
 

@@ -15,7 +15,7 @@ from dotenv.parser import parse_stream
 from pydantic import BaseModel, Field, PositiveInt, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings
 
-from tutorial import TutorialError, one_line, read_text, slug
+from tutorial import TutorialError, first_error, one_line, read_text, slug
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in a job that was submitted to a Ray cluster
@@ -117,7 +117,7 @@ class Settings(BaseSettings, env_ignore_empty=True, extra="ignore", env_file_enc
         try:
             profile = Profile.model_validate(read_yaml(ROOT / "profiles" / f"{name}.yaml"))
         except ValidationError as error:
-            raise TutorialError(f"{name}.yaml: {first_error(error)}") from None
+            raise TutorialError(f"{name}.yaml: {first_error(error, Profile)}") from None
         profile._name, profile.model = name, self.model or profile.model
         profile.recipe = self.recipe or profile.recipe
         wanted = {split: rows for split in Rows.model_fields if (rows := getattr(self, f"{split}_rows"))}
@@ -150,15 +150,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TutorialError(f"{path.name}: not a mapping of keys to values")
     return content
-
-
-def first_error(error: ValidationError) -> str:
-    """A validation error's first finding as one line that names the key."""
-    found = error.errors()[0]
-    key = ".".join(str(part) for part in found["loc"])
-    message = one_line(found["msg"].removeprefix("Value error, "))
-    name = f"{key.upper()}={found['input']!r}" if error.title == Settings.__name__ else key
-    return f"{name}: {message}" if key else message
 
 
 def load(env_file: Path = ROOT / ".env") -> Settings:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import traceback
-from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError, model_validator
 
-from tutorial import TutorialError, layouts, one_line, schema, slug, sources, tables
+from tutorial import TutorialError, first_error, layouts, one_line, schema, slug, sources, tables
 from tutorial.layouts import Columns, Row
 from tutorial.meaning import Description, check, parse
-from tutorial.settings import ROOT, first_error, read_yaml
+from tutorial.settings import ROOT, read_yaml
 
 SPLITS = ("train", "val", "test")
 DEFAULT = "viggo"
@@ -30,7 +29,7 @@ class Task(BaseModel, extra="forbid"):
     source: str | None = Field(None, description="address of the rows if DATA is not set")
     expected: dict[Literal["train", "val", "test"], PositiveInt] = Field({}, description="rows at the source")
     sample: str | None = Field(None, pattern=r"\.py$", description="a file whose rows(seed) need no network")
-    few_shot: PositiveInt = Field(4, description="examples in a few-shot prompt; if not set, those that fit")
+    few_shot: PositiveInt = Field(4, description="examples in a few-shot prompt; if not set, 4 at most")
     max_tokens: PositiveInt | None = Field(
         None, description="of an answer; if not set, `Chat.check` finds it"
     )
@@ -69,12 +68,17 @@ class Task(BaseModel, extra="forbid"):
         task._path = Path(f"{name}.yaml")
         return task
 
-    def layout(self, names: Iterable[str], file: str) -> Columns | None:
+    def layout(self, names: list[str], file: str) -> Columns | None:
         """The columns of a file's rows, of which some have these `names`; None if no row has any.
 
         Raises:
-            TutorialError: neither the task nor the names say what the columns are.
+            TutorialError: neither the task nor the names say what the columns are, or a column that the task
+                names is not among them.
         """
+        for key, name in self.columns or ():
+            if names and name and name not in names and key not in ("query", "history"):
+                wrong = f"columns.{key}: {file} has no column {name!r}; it has {', '.join(map(repr, names))}"
+                raise TutorialError(f"{self._path.name}: {wrong[:300]}")
         try:
             return self.columns or (layouts.find(names) if names else None)
         except TutorialError as error:
@@ -152,7 +156,7 @@ def load(name: str) -> Task:
     try:
         task = Task.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise TutorialError(f"{path.name}: {first_error(error)}") from None
+        raise TutorialError(f"{path.name}: {first_error(error, Task)}") from None
     task._path = path
     if task.sample and not (path.parent / task.sample).is_file():
         raise TutorialError(f"{path.name}: sample: there is no file {task.sample} beside it")
@@ -160,8 +164,8 @@ def load(name: str) -> Task:
 
 
 def choose(name: str | None, source: str | None) -> Task:
-    """The task that `TASK` names. If it names none: `DEFAULT`, unless `DATA` has rows that are not that
-    task's. Then the task is made from `DATA`, whose name it has.
+    """The task that `TASK` names. If it names none: `DEFAULT`, unless `DATA` is set and none of its first
+    `tables.HEAD` rows fits that task. Then the task is made from `DATA`, whose name it has.
 
     Raises:
         TutorialError: the task or the rows cannot be read, or the columns do not say what they are.
