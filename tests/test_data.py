@@ -142,7 +142,7 @@ def s3():
         ),
         (
             lines(GOOD) + b"\n\xff\xfe\n",
-            "train.jsonl, line 2: not UTF-8 (invalid start byte, byte 1); mend it",
+            "train.jsonl, line 2: not UTF-8 (invalid start byte, byte 1); save the file as UTF-8",
         ),
         (lines(GOOD) + b"\n" + b"[" * 10**6, "train.jsonl, line 2: not JSON that can be read"),
         (lines(GOOD) + b"\n" + b" " * (2**26 + 9) + b"{}", "train.jsonl, line 2: longer than 64 MiB"),

@@ -149,6 +149,15 @@ def test_a_public_bucket_is_read_without_credentials(user, bucket, monkeypatch):
     assert Place.of(f"s3://{bucket}/rows", "DATA").read() == b"public"
 
 
+def test_an_anonymous_address_sends_no_credentials(user, bucket):
+    """Though the environment has some."""
+    place = Place.of(f"s3://anonymous@{bucket}/rows", "DATA")
+    assert place.options["anonymous"]
+    assert not {"access_key", "secret_key"} & place.options.keys()
+    with pytest.raises(OSError, match="ACCESS_DENIED"):
+        place.read()
+
+
 def test_the_endpoint_of_s3_alone_goes_before_that_of_all(user, bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

@@ -14,7 +14,7 @@ from tests.test_meaning import accepts
 from tests.test_plots import cells
 from tests.test_score import ANSWERS, TARGETS
 from tests.test_tasks import GOOD, mine, refused
-from tutorial import TutorialError, answers, data, plots, score, tasks
+from tutorial import TutorialError, answers, data, kind, plots, score, tasks
 from tutorial.answers import Labels, Text
 from tutorial.schema import Objects
 
@@ -31,7 +31,14 @@ def task(folder, **change):
 
 def rows(train, test=None):
     splits = {"train": train, "val": train, "test": test or train}
-    return {s: [{"input": f"q{i}", "output": t} for i, t in enumerate(part)] for s, part in splits.items()}
+    return {split: drawn(part, part) for split, part in splits.items()}
+
+
+def drawn(texts, of):
+    """Rows with some of the answers that there were to draw from."""
+    part = data.Drawn([{"input": f"q{i}", "output": text} for i, text in enumerate(texts)])
+    part.seen = kind.Seen(text.strip() for text in of)
+    return part
 
 
 def part(said, targets):
@@ -71,6 +78,30 @@ def test_an_answer_that_is_broken_json_among_others_is_one_line(tmp_path, split)
 def test_a_kind_is_found_from_the_training_rows(tmp_path, capsys, train, name):
     assert answers.of(task(tmp_path), rows(train)).name == name
     assert capsys.readouterr().out == f"kind of answers, found from the training rows: {name}\n"
+
+
+@pytest.mark.parametrize(
+    ("train", "name"),
+    [(LABELLED * 5, "label"), ([f"No. {n}" for n in range(60)], "text"), (JSON_ROWS * 20, "JSON")],
+)
+def test_a_run_on_few_rows_finds_the_kind_of_all(tmp_path, capsys, train, name):
+    (tmp_path / "mine.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"q{n}", "response": text}) + "\n" for n, text in enumerate(train))
+    )
+    made = task(tmp_path, columns={"prompt": "prompt", "response": "response"})
+    found = []
+    for counts in (None, {"train": 3, "val": 1, "test": 1}):
+        splits = data.load(made, str(tmp_path / "mine.jsonl"), counts=counts)
+        found.append(answers.of(made, splits))
+    assert [each.name for each in found] == [name, name]
+    assert found[0].guide == found[1].guide, "labels, and the schema of objects, of all rows too"
+
+
+def test_of_many_different_answers_the_first_are_kept():
+    seen = kind.Seen()
+    texts = [f" {n}" for n in [*range(kind.DIFFERENT + 9), *range(9)]]
+    assert [row["output"] for row in seen.through({"output": text} for text in texts)] == texts
+    assert (len(seen), seen["0"], seen.total()) == (kind.DIFFERENT, 2, kind.DIFFERENT + 9)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Every layout in every type of file is read to the same rows, and what cannot be read is one line."""
 
 import csv
+import datetime
 import decimal
 import gzip
 import io
@@ -119,6 +120,26 @@ def read(content, tmp_path, rejected=None, name="mine.jsonl"):
 def test_the_columns_that_are_taken_are_shown(tmp_path):
     _, rows = read(TYPES["CSV"]([{"n": 1, "Query": text, "Target": "x"} for text in ASKED]), tmp_path)
     assert rows["train"].found["columns"] == "Query → prompt, Target → response"
+
+
+NESTED = {"name": "Ö", "items": [{"n": 2, "price": 1.5, "size": None}], "takeaway": False}
+
+
+@pytest.mark.parametrize("kind", ["JSON lines", "JSON array", "Parquet"])
+def test_an_answer_that_is_an_object_is_taken_as_json(kind, tmp_path, capsys):
+    """With its keys in their order. What is asked must be a text still."""
+    rows = [{"prompt": text, "output": NESTED | {"number": n}} for n, text in enumerate(ASKED)]
+    _, found = read(TYPES[kind](rows), tmp_path)
+    texts = {row["output"] for part in found.values() for row in part}
+    assert texts == {json.dumps(NESTED | {"number": n}, ensure_ascii=False) for n in range(COUNT)}
+    swapped = [{"prompt": row["output"], "output": row["prompt"]} for row in rows]
+    one_line_error("mine.jsonl, ", read, TYPES[kind](swapped), tmp_path)
+
+
+def test_values_of_a_table_in_an_object_that_json_lacks(tmp_path):
+    day = {"day": datetime.date(2024, 1, 31), "price": decimal.Decimal("1.50")}
+    _, found = read(parquet([{"prompt": text, "output": day} for text in ASKED]), tmp_path)
+    assert {row["output"] for row in found["train"]} == {'{"day": "2024-01-31", "price": 1.5}'}
 
 
 HOW = "write a yaml file with the line `columns: {prompt: NAME, response: NAME}` and set TASK to its path"

@@ -2,6 +2,7 @@ import os
 import re
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 from tutorial import TutorialError, settings
@@ -257,6 +258,20 @@ def test_what_a_profile_may_not_say():
     problems = {".".join(each["loc"]): each["type"] for each in error.value.errors()}
     assert problems["name"] == "extra_forbidden"
     assert settings.first_error(error.value) == "model: Field required"
+
+
+def test_an_unknown_key_of_a_profile_is_told_with_those_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    (tmp_path / "profiles").mkdir()
+    profile = settings.read_yaml(ROOT / "profiles" / "cpu.yaml")
+    for change, key, keys in (
+        ({"engin": {}}, "engin", "model, recipe, rows, engine, processor"),
+        ({"rows": {"tain": 7}}, "rows.tain", "train, val, test"),
+    ):
+        (tmp_path / "profiles" / "cpu.yaml").write_text(yaml.safe_dump(profile | change))
+        with pytest.raises(TutorialError) as error:
+            settings.Settings(_env_file=None).choose_profile({})
+        assert str(error.value).startswith(f"cpu.yaml: {key}: there is no such key; the keys are {keys}")
 
 
 def test_env_example_names_every_setting():

@@ -231,5 +231,17 @@ def test_the_columns_of_a_task_file_are_taken_whatever_else_there_is(tmp_path):
     message = "mine.jsonl, line 2: column 'talk', turn 2: two user turns in a row"
     one_line_error(message, data.load, task, str(tmp_path / "mine.jsonl"))
     (tmp_path / "mine.jsonl").write_bytes(lines({"input": "a"}))
-    message = "mine.jsonl, line 1: column 'talk': it is missing; there are 'input'"
+    message = "mine.yaml: columns.messages: mine.jsonl has no column 'talk'; it has 'input'"
     one_line_error(message, data.load, task, str(tmp_path / "mine.jsonl"))
+
+
+def test_a_misspelt_column_of_a_task_file_is_no_bad_row(tmp_path):
+    """Not even if bad rows are set aside. A column that a row may lack may be missing in all."""
+    (tmp_path / "mine.csv").write_text("ticket,queue\n" + "".join(f"t{n},q{n}\n" for n in range(9)))
+    (tmp_path / "mine.yaml").write_text("columns: {prompt: tikcet, response: queue}\n")
+    message = "mine.yaml: columns.prompt: mine.csv has no column 'tikcet'; it has 'ticket', 'queue'"
+    for rejected in (None, tmp_path / "rejected.jsonl"):
+        task = tasks.load(str(tmp_path / "mine.yaml"))
+        assert one_line_error(message, data.load, task, str(tmp_path / "mine.csv"), rejected) == message
+    (tmp_path / "mine.yaml").write_text("columns: {prompt: ticket, response: queue, history: before}\n")
+    assert len(data.load(tasks.load(str(tmp_path / "mine.yaml")), str(tmp_path / "mine.csv"))["train"]) == 7

@@ -62,6 +62,8 @@ def test_fields_hold_what_they_hold():
         (b'prompt,response\na,b\n"c"d,e\n', "mine.csv, line 3: not CSV (',' expected after '\"'"),
         (b'prompt,response\na,b\n"c,d\ne,f\n', "mine.csv, line 3: not CSV (unexpected end of data"),
         (b"prompt;response\na;b\ncaf\xe9;d\n", "mine.csv, line 3: not UTF-8; save the file as UTF-8"),
+        (b"question;r\xe9ponse\na;b\n", "mine.csv, line 1: not UTF-8; save the file as UTF-8"),
+        (b"sep=;\nprompt;response\na;b\nc\n", "mine.csv, line 4: it has 1 fields, and the header 2"),
         (b"prompt,response\n", "mine.csv: the split is empty"),
         (b"a,b\nc,d\n", "mine.csv: the columns 'a', 'b' do not say what is prompt and response"),
         (b"", "mine.csv: the split is empty"),

@@ -55,7 +55,11 @@ def test_a_task_without_rows_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"colums": {}}, "mine.yaml: colums: Extra inputs are not permitted"),
+        ({"colums": {}}, "mine.yaml: colums: there is no such key; the keys are columns, system_prompt, "),
+        (
+            {"columns": {"promt": "q", "response": "a"}},
+            "mine.yaml: columns.promt: there is no such key; the keys are system, prompt, query, response, ",
+        ),
         ({"columns": {"prompt": "q"}}, "mine.yaml: columns: set prompt and response, or messages"),
         (
             {"columns": {"prompt": "q", "response": "a", "messages": "m"}},
@@ -66,7 +70,11 @@ def test_a_task_without_rows_of_its_own(tmp_path):
             "mine.yaml: set either system_prompt or columns.system",
         ),
         ({"few_shot": 0}, "mine.yaml: few_shot: Input should be greater than 0"),
-        ({"name": "other"}, "mine.yaml: name: Extra inputs are not permitted"),
+        ({"name": "other"}, "mine.yaml: name: there is no such key; the keys are "),
+        (
+            {"meaning": {"functions": ["f"], "attributes": {"a": "text"}, "most": 7}},
+            "mine.yaml: meaning.most: there is no such key; the keys are functions, attributes, longest",
+        ),
         ({1: "one"}, "mine.yaml: line 5: "),
         (
             {"columns": {"prompt": "q", "response": "a", 7: "b"}},

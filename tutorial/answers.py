@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from tutorial import TutorialError, one_line, plots, schema, score
-from tutorial.kind import Compared, Kind
+from tutorial.data import Drawn
+from tutorial.kind import Compared, Kind, Seen
 from tutorial.meaning import Meanings
-from tutorial.tasks import Row, Task
+from tutorial.tasks import Task
 
 MOST, LONGEST = 100, 60  # labels of a task that are found by themselves, and characters of one
 OFTEN = 3  # rows of a label at least, on average
@@ -109,30 +110,32 @@ class Text(Kind):
         return words, ((word, "") for word in words)
 
 
-def of(task: Task, rows: dict[str, list[Row]]) -> Kind:
+def of(task: Task, rows: dict[str, Drawn]) -> Kind:
     """The kind of the answers in column `output`.
 
-    If the rows decide it, a line says so. Another one says what test rows have and training rows do not.
+    If the rows decide it, all that were read do, and a line says so. Of labels and objects, another one says
+    how many test rows have an answer unlike those of the training rows.
 
     Raises:
-        TutorialError: the answers do not fit the JSON schema that the task file says, or some are no JSON
-            objects though most are.
+        TutorialError: an answer is no JSON object though the task file or most answers say so, or no grammar
+            can be made of the schema.
     """
     if task.meaning:
         return Meanings(task.meaning)
     train, test = ([row["output"].strip() for row in rows[split]] for split in ("train", "test"))
-    kind = task.kind or _found(train, test)
+    seen = rows["train"].seen
+    kind = task.kind or _found(seen, rows["test"].seen)
     if not task.kind:
         print(f"kind of answers, found from the training rows: {kind}")
     if kind == "label":
         if unknown := Counter(sorted(label for label in test if label not in set(train))):
             shown = ", ".join(f"{label!r} in {count}" for label, count in unknown.items())
             print(f"labels that no training row has: {shown} of {len(test)} test rows")
-        return Labels(task.labels or sorted(set(train)))
+        return Labels(task.labels or sorted(seen))
     if kind == "text":
         return Text()
     try:
-        found = task.json_schema or schema.of(schema.parse(text) for text in train)
+        found = task.json_schema or schema.of(schema.parse(text) for text in {*seen, *train})
         kind = schema.Objects(found, schema.separators(train))
     except ValueError as error:
         raise TutorialError(f"{task.name}.yaml: answers: JSON does not fit the rows: {error}") from None
@@ -141,7 +144,7 @@ def of(task: Task, rows: dict[str, list[Row]]) -> Kind:
     return kind
 
 
-def _found(train: list[str], test: list[str]) -> str:
+def _found(train: Seen, test: Seen) -> str:
     texts = {*train, *test}
     flaws = {text: flaw for text in sorted(texts) if (flaw := _flaw(text))}
     if not flaws:
@@ -151,9 +154,9 @@ def _found(train: list[str], test: list[str]) -> str:
         text, flaw = next(iter(flaws.items()))
         said = "to learn their lines, write `answers: JSON` in a task file; to allow them, `answers: text`"
         raise TutorialError(f"DATA: {few}, such as {text[:40]!r}: {flaw}; {said}")
-    distinct = set(train)  # labels are few, short, in one line, each of them often
-    short = all(len(each) <= LONGEST and len(each.splitlines()) == 1 for each in distinct)
-    return "label" if short and 2 <= len(distinct) <= min(MOST, len(train) / OFTEN) else "text"
+    # Labels are few, short, in one line, each of them often.
+    short = all(len(each) <= LONGEST and len(each.splitlines()) == 1 for each in train)
+    return "label" if short and 2 <= len(train) <= min(MOST, train.total() / OFTEN) else "text"
 
 
 def _flaw(text: str) -> str:

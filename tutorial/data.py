@@ -11,15 +11,17 @@ from pathlib import Path
 import pyarrow.parquet
 
 from tutorial import TutorialError, one_line, sources, tables
+from tutorial.kind import Seen
 from tutorial.layouts import Row
 from tutorial.sources import File
 from tutorial.tasks import SAMPLE, SPLITS, Task
 
 
 class Drawn(list):
-    """Rows of a split; `read`: how many there were to draw from; `found`: file, type, layout and columns."""
+    """Rows of a split; `read` and `seen`: how many there were to draw from, and their answers; `found`: file,
+    type, layout and columns."""
 
-    read, found = 0, {}
+    read, found, seen = 0, {}, Seen()
 
 
 def load(
@@ -69,8 +71,9 @@ def load(
             parts |= divide(parts["train"], missing, seed)
             found |= dict.fromkeys(missing, found["train"])
         for split in SPLITS:
-            drawn = Drawn(parts[split]) if counts is None else pick(parts[split], counts.get(split), seed)
-            drawn.read, drawn.found = max(drawn.read, len(drawn)), found[split]
+            rows = (seen := Seen()).through(parts[split])
+            drawn = Drawn(rows) if counts is None else pick(rows, counts.get(split), seed)
+            drawn.read, drawn.found, drawn.seen = max(drawn.read, len(drawn)), found[split], seen
             splits[split] = drawn
     except TutorialError as error:
         if source or splits or not (sample_allowed and task.sample and getattr(error, "unreachable", False)):
@@ -78,9 +81,8 @@ def load(
         print(f"{address} cannot be reached within {sources.TIMEOUT_S} s: using synthetic data.")
         return load(task, SAMPLE, counts=counts, seed=seed)
     if rejected and rejected.exists():
-        bad = rejected.read_bytes().count(b"\n")
-        total = bad + sum(part.read for part in splits.values())
-        print(f"SKIP_BAD_ROWS: {bad} of {total} rows are bad and were set aside in {rejected}")
+        bad, good = rejected.read_bytes().count(b"\n"), sum(part.read for part in splits.values())
+        print(f"SKIP_BAD_ROWS: {bad} of {bad + good} rows are bad and were set aside in {rejected}")
     drawn = list(chain.from_iterable(splits.values()))
     if any("history" in row for row in drawn):
         for row in drawn:  # Ray Data takes the columns of the first row for those of all
@@ -107,7 +109,8 @@ def parse(
             reason, (unit, number) = one_line(error)[:300], raw.place
             first = first or f"{file}, {unit} {number}: {reason}"
             if rejected is None:
-                raise TutorialError(f"{first}; mend it, or set SKIP_BAD_ROWS=1") from None
+                hint = "" if "not UTF-8" in reason else "; mend it, or set SKIP_BAD_ROWS=1"
+                raise TutorialError(f"{first}{hint}") from None
             bad = {"file": file, unit: number, "reason": reason, "text": raw.shown()}
             rejected.parent.mkdir(parents=True, exist_ok=True)
             with rejected.open("a", encoding="utf-8") as out:
@@ -166,16 +169,14 @@ def summary(splits: dict[str, Drawn]) -> dict[str, dict[str, str | int]]:
 
 
 def overlap(splits: dict[str, list[Row]]) -> str:
-    """How many rows of one split are in another, in one line: a score on rows that training saw says little.
-    Also how many test rows have an answer, if not a question, that is in train."""
+    """How many different rows of one split are in another, in one line: a score on rows that training saw
+    says little. Also how many test rows have an answer, if not a question, that is in train."""
     pairs = {split: {(question(row), row["output"]) for row in rows} for split, rows in splits.items()}
     twice = (f"{len(pairs[a] & pairs[b])} in {a} and {b}" for a, b in combinations(pairs, 2))
     known = {output for _, output in pairs["train"]}
     shared = sum(row["output"] in known for row in splits["test"])
-    return (
-        f"{shared} of {len(splits['test'])} test rows have an answer that also occurs in train; "
-        f"rows that occur in two splits: {', '.join(twice)}"
-    )
+    answers = f"{shared} of {len(splits['test'])} test rows have an answer that also occurs in train"
+    return f"{answers}; rows that occur in two splits: {', '.join(twice)}"
 
 
 def write(splits: dict[str, list[Row]], folder: Path, columns: dict[str, str] | None = None) -> list[str]:
@@ -187,8 +188,7 @@ def write(splits: dict[str, list[Row]], folder: Path, columns: dict[str, str] | 
     columns = dict(columns or {"system": "instruction", "prompt": "input", "response": "output"})
     if not any(row.get("history") for rows in splits.values() for row in rows):
         columns.pop("history", None)
-    text = pyarrow.string()
-    kinds = {"history": pyarrow.list_(pyarrow.list_(text))}
+    kinds = {"history": pyarrow.list_(pyarrow.list_(text := pyarrow.string()))}
     fields = pyarrow.schema([(name, kinds.get(part, text)) for part, name in columns.items()])
     folder.mkdir(parents=True, exist_ok=True)
     entries = []

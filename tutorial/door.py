@@ -33,12 +33,8 @@ PASSED_ON += ("user-agent", "x-request-id")
 CLIENTS = {"VLLMClientError", "ValueError", "TypeError", "OverflowError", "NotImplementedError"}
 CLIENTS |= {"TemplateError"}  # Jinja's
 # What vLLM reads a request with: whatever fails in there fails by what the client sent.
-READING = (
-    "vllm.v1.engine.input_processor",
-    "vllm.sampling_params",
-    "vllm.renderers",
-    "vllm.entrypoints.chat_utils",
-)
+READING = ("vllm.v1.engine.input_processor", "vllm.sampling_params", "vllm.renderers")
+READING += ("vllm.entrypoints.chat_utils",)
 CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 408: "timeout"}
 CODES |= {413: "too_large", 415: "unsupported_media_type", 500: "internal_error", 503: "overloaded"}
 ERROR = b'data: {"error":'  # so begins an event of a stream that is an error

@@ -110,12 +110,8 @@ def build(args: dict) -> serve.Application:
         name: partial(FastAPI.api_route, path=path, methods=[method])
         for name, (method, path) in ROUTES.items()
     }
-    servers = {
-        config.model_id: build_llm_deployment(
-            config, deployment_cls=config.server_cls or Server, name_prefix=f"{LLMServer.__name__}:"
-        )
-        for config in configs
-    }
+    deploy = partial(build_llm_deployment, name_prefix=f"{LLMServer.__name__}:")
+    servers = {each.model_id: deploy(each, deployment_cls=each.server_cls or Server) for each in configs}
     ingress = serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=routes, app=app))
     return ingress.options(**_options(configs, given.ingress_deployment_config)).bind(servers, configs)
 
@@ -153,12 +149,8 @@ def _options(configs: list[LLMConfig], given: dict) -> dict:
 
 def _merged(one: dict, other: dict) -> dict:
     """The keys of both, and those of dictionaries in both; of others the second's value."""
-    inner = {
-        key: _merged(one[key], value)
-        for key, value in other.items()
-        if isinstance(value, dict) and isinstance(one.get(key), dict)
-    }
-    return one | other | inner
+    both = (key for key, value in other.items() if isinstance(value, dict) and isinstance(one.get(key), dict))
+    return one | other | {key: _merged(one[key], other[key]) for key in both}
 
 
 async def _raise(request: Request, error: Exception) -> Response:

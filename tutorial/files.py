@@ -55,7 +55,7 @@ class Place:
 
     @classmethod
     def of(cls, address: str | Path, setting: str = "STORAGE", **options) -> "Place":
-        """Read an address: a folder, `s3://bucket/key`, `gs://bucket/key` or `gs://anonymous@bucket/key`.
+        """Read an address: a folder, `s3://bucket/key` or `gs://bucket/key`. `anonymous@bucket` sends no key.
 
         S3's credentials, endpoint and region are those that boto3 finds; a bucket is read as a public one if
         there are no credentials. `options` replace them: `S3FileSystem`'s, `attempts` and `timeout_s`.
@@ -67,8 +67,9 @@ class Place:
         cloud, scheme = CLOUD.fullmatch(address), re.match(r"([A-Za-z][\w+.-]*):", address)
         try:
             if cloud:
-                found = _s3(cloud[3], options) if cloud[1] == "s3" else {"anonymous": bool(cloud[2])}
-                return cls(address.rstrip("/"), cloud[3], cloud[1], found | options)
+                kind, anonymous, path = cloud.groups()
+                found = _s3(path, anonymous, options) if kind == "s3" else {"anonymous": bool(anonymous)}
+                return cls(address.rstrip("/"), path, kind, found | options)
             if scheme:
                 wrong = "not a whole address" if scheme[1] in HINTS else f"unknown scheme {scheme[1]!r}"
                 choices = ", ".join(f"{each}://..." for each in (*HINTS, *["https"] * (setting == "DATA")))
@@ -163,7 +164,7 @@ def failing(what: str) -> Iterator[None]:
         raise TutorialError(f"{what} ({one_line(error)})") from None
 
 
-def _s3(path: str, options: dict) -> dict:
+def _s3(path: str, anonymous: str | None, options: dict) -> dict:
     """The endpoint that the user has set, the bucket's region, and credentials unless pyarrow finds them."""
     if "endpoint_override" in options:
         return {}
@@ -175,10 +176,9 @@ def _s3(path: str, options: dict) -> dict:
     )
     if endpoint == amazon:
         region, endpoint = pyarrow.fs.resolve_s3_region(path.split("/", maxsplit=1)[0]), None
-    own, credentials = {}, session.get_credentials()
-    if credentials is None:
-        own = {"anonymous": True}
-    elif credentials.method not in FOUND_BY_PYARROW:  # a profile, an assumed role, SSO ...
+    credentials = None if anonymous else session.get_credentials()
+    own = {} if credentials else {"anonymous": True}
+    if credentials and credentials.method not in FOUND_BY_PYARROW:  # a profile, an assumed role, SSO ...
         own = dict(zip(BOTO3, credentials.get_frozen_credentials()[:3], strict=False))
     return own | {"endpoint_override": endpoint, "region": region}
 

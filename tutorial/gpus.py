@@ -3,6 +3,7 @@
 The estimates are from the base model's shapes. tests/test_gpus.py compares them with what was measured.
 """
 
+import math
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,10 +64,7 @@ def visible() -> list[Gpu]:
     except nvml.NVMLError:
         return []
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(nvml.nvmlDeviceGetCount()))))
-    by = {
-        True: lambda name: nvml.nvmlDeviceGetHandleByIndex(int(name)),
-        False: nvml.nvmlDeviceGetHandleByUUID,
-    }
+    by = {True: lambda n: nvml.nvmlDeviceGetHandleByIndex(int(n)), False: nvml.nvmlDeviceGetHandleByUUID}
     found = [nvml.nvmlDeviceGetMemoryInfo(by[name.isdigit()](name)) for name in names.split(",") if name]
     nvml.nvmlShutdown()
     return [Gpu(memory.total / GIB, memory.free / GIB) for memory in found]
@@ -85,7 +83,7 @@ def shape(model: Path) -> Shape:
     }
     words = next(each for name, each in shapes.items() if "embed_tokens" in name)
     keys = [each[0] for name, each in linear.items() if "k_proj" in name or "v_proj" in name]
-    sizes = {name: _product(each) for name, each in shapes.items()}
+    sizes = {name: math.prod(each) for name, each in shapes.items()}
     return Shape(
         linear=sum(sizes[name] for name in linear),
         others=sum(size for name, size in sizes.items() if name not in linear),
@@ -95,13 +93,6 @@ def shape(model: Path) -> Shape:
         vocabulary=words[0],
         cached=sum(keys),
     )
-
-
-def _product(sides: list[int]) -> int:
-    found = 1
-    for side in sides:
-        found *= side
-    return found
 
 
 def training_gib(model: Shape, args: dict[str, Any], row_tokens: int) -> float:

@@ -1,7 +1,7 @@
 """What an answer is, and what is measured of it: `Kind`, of which each kind of answers is a subclass."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from tutorial import score
+
+DIFFERENT = 10_000  # answers of a data set that are kept in memory
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Compared:
         return self.answer == self.target
 
     def hits(self) -> int:
-        """How many parts are right; one that is said twice is right once."""
+        """How many parts are right. One that is said twice is right as often as the target has it."""
         return (self.said_parts & self.meant_parts).total()
 
     def missing(self) -> Counter:
@@ -41,6 +43,18 @@ class Compared:
     def invented(self) -> Counter:
         """The names of parts that the target lacks, or has fewer times."""
         return score.names(self.said_parts) - score.names(self.meant_parts)
+
+
+class Seen(Counter):
+    """The different answers of rows, without white space around them, and how often each came. Only the first
+    `DIFFERENT` are kept: it is for what has few, or is alike in all."""
+
+    def through(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The same rows, noted as they pass."""
+        for row in rows:
+            text = row["output"].strip()
+            self.update([text] if text in self or len(self) < DIFFERENT else ())
+            yield row
 
 
 # Of a row. A bool makes a share of the rows, two numbers a ratio of their sums.
@@ -101,7 +115,7 @@ class Kind:
         """A picture of one system's answers, or None."""
 
     def compare(self, answer: str, target: str) -> Compared:
-        """Both, read. ValueError if the task does not allow the target."""
+        """Both, read. ValueError if the target cannot be read or, if the kind is `strict`, is not allowed."""
         row = Compared(answer, target, self.nothing)
         try:
             row.meant, parts = self.read(target)

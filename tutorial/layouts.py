@@ -25,6 +25,7 @@ CONVERSATIONS = {  # by the name of the column
 SPEAKERS = {"system": "system", "developer": "system", "user": "user", "human": "user"}
 SPEAKERS |= {"assistant": "assistant", "gpt": "assistant"}
 TOOLS = ("tool", "function", "function_call", "observation")
+JSON = json.JSONEncoder(ensure_ascii=False, default=lambda v: float(v) if isinstance(v, Decimal) else str(v))
 HOW = "write a yaml file with the line `columns: {prompt: NAME, response: NAME}` and set TASK to its path"
 
 
@@ -64,6 +65,8 @@ class Columns(BaseModel, extra="forbid"):
             own, history, prompt, response = _conversation(raw, self.messages)
             system = own or system
         else:
+            if isinstance(answer := raw.get(self.response), dict):  # keys stay in their order
+                raw = raw | {self.response: JSON.encode(answer)}
             prompt, response = _text(raw, self.prompt), _text(raw, self.response)
             query = _text(raw, self.query, blank=True) if self.query else ""
             prompt = f"{prompt}\n{query}" if query.strip() else prompt

@@ -65,13 +65,9 @@ class Meaning:
 
 
 PARSER = lark.Lark(SYNTAX, parser="lalr")
-EXPECTED = {  # terminal of SYNTAX: in words
-    "FUNCTION": "a function",
-    "LPAR": "'('",
-    "ATTRIBUTE": "attribute[value]",
-    "RPAR": "', ' or ')'",
-    "<END-OF-FILE>": "the end",
-}
+# Terminals of SYNTAX in words.
+EXPECTED = {"FUNCTION": "a function", "LPAR": "'('", "ATTRIBUTE": "attribute[value]"}
+EXPECTED |= {"RPAR": "', ' or ')'", "<END-OF-FILE>": "the end"}
 
 
 def parse(text: str) -> Meaning:

@@ -103,13 +103,19 @@ def write_card(folder: Path, run: Any, check: dict[str, Any]) -> None:
         base=run.manifest.base_model,
         revision=model.revision(run.base_folder),
         check=check,
-        messages=json.dumps(run.chat.messages(run.rows.iloc[0]), indent=4, ensure_ascii=False),
+        messages=json.dumps(run.chat.messages(_example(run.rows)), indent=4, ensure_ascii=False),
         recipe=yaml.safe_dump(run.manifest.recipe, sort_keys=False),
         rows=_list("split", "rows", run.results["data"]["used"]),
         run=run,
         scores=pd.DataFrame(run.results["batch"]["scores"]).map(_score).T.to_markdown(disable_numparse=True),
         versions=_list("package", "version", run.manifest.versions),
     ).save(folder / "README.md")
+
+
+def _example(rows: pd.DataFrame) -> dict[str, str]:
+    """A row to show how the model is asked. Test rows may be private: it has the instruction of all alone."""
+    common = rows["instruction"].iloc[0] if rows["instruction"].nunique() == 1 else ""
+    return {"instruction": common, "input": "..."}
 
 
 def _list(key: str, value: str, found: dict[str, Any]) -> str:

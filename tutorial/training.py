@@ -142,8 +142,7 @@ class Trained:
             raise TutorialError(f"fine-tuning: ended after {done} of {planned} steps")
         self.folder = download(result.checkpoint, Path(folder))
         history = json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
-        columns = ["step", "loss", "eval_loss", "learning_rate"]
-        self.log = pd.DataFrame(history).reindex(columns=columns)
+        self.log = pd.DataFrame(history).reindex(columns=["step", "loss", "eval_loss", "learning_rate"])
         self.fault = callbacks.fault(place / callbacks.NOTE)
 
 
