@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,8 @@ from tutorial.settings import ROOT
 from tutorial.terminal import Terminal
 
 README = ROOT / "README.ipynb"
-ENDS_S = 60  # after Ctrl-C, for the kernel to stop Ray and the S3 server, and delete its files
+interrupted = threading.Event()  # by Ctrl-C; Python's own KeyboardInterrupt is lost if an import meets it
+ENDS_S = 120  # after Ctrl-C, for the kernel to stop Ray and the S3 server, and delete its files
 
 
 def cells() -> dict[str, str]:
@@ -51,7 +53,7 @@ class Client(NotebookClient):
     """nbclient's, which shows on a terminal what the kernel says, and passes Ctrl-C on to the cell."""
 
     terminal: Terminal
-    interrupted = False
+    ready = False  # once the kernel takes cells
 
     async def async_start_new_kernel(self, **kwargs):
         """nbclient's, which has just set a handler of its own for Ctrl-C: it would end the kernel at once."""
@@ -59,21 +61,27 @@ class Client(NotebookClient):
         await super().async_start_new_kernel(**kwargs)
 
     async def async_execute_cell(self, cell, cell_index, **kwargs):
-        """nbclient's, unless the run was interrupted between two cells."""
-        if self.interrupted:
+        """nbclient's, unless the run was interrupted before."""
+        if interrupted.is_set():
             raise RuntimeError("interrupted")
-        return await super().async_execute_cell(cell, cell_index, **kwargs)
+        self.ready = True
+        try:
+            return await super().async_execute_cell(cell, cell_index, **kwargs)
+        except CellExecutionError:
+            if interrupted.is_set():  # the kernel is interrupted again before it ends: let it finish the cell
+                await asyncio.sleep(1)
+            raise
 
     def process_message(self, msg, cell, cell_index):
         """nbclient's hook for each message."""
-        if not self.interrupted:
+        if not interrupted.is_set():
             self.terminal.hear(msg, cell.id)
         return super().process_message(msg, cell, cell_index)
 
     def _interrupt(self) -> None:
-        self.interrupted = True
+        interrupted.set()
         self.terminal.wait("interrupted: Ray and the S3 server end")
-        if self.km and self.km.has_kernel:
+        if self.ready and self.km:
             self.km.shutdown_wait_time = ENDS_S
             self._sent = asyncio.ensure_future(self.km.interrupt_kernel())
 
@@ -119,13 +127,14 @@ def execute(notebook: nbformat.NotebookNode, terminal: Terminal) -> None:
         try:
             client.execute(env=os.environ | own)
         except Exception as error:
-            if client.interrupted:  # whatever this has led to
+            if interrupted.is_set():  # whatever this has led to
                 raise KeyboardInterrupt from error
             raise
 
 
 def main() -> None:
     """The notebook, stage by stage; an error stands last, in one line."""
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     notebook = nbformat.read(README, as_version=4)
     out = ROOT / "out" / README.name
     figures = out.with_suffix(".json")

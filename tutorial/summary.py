@@ -10,9 +10,10 @@ def about(results: dict[str, Any]) -> str:
     data, used = results["data"], results["data"]["used"]
     rows = f"{used['train']} to train, {used['val']} to validate, {used['test']} to test"
     return (
-        f"**This run.** Task `{results['task']}`, rows of `{data['file']['train']}` ({rows}), model "
-        f"`{results['model']}`, profile `{results['profile']}`. The outputs are of this run. The text around "
-        "them was written for ViGGO, and `(none)` stands for a figure that this run does not have."
+        f"**This run.** Task `{results['task']}`, rows of `{data['file']['train']}` ({rows}), answers of the "
+        f"kind `{results['batch']['kind']}`, model `{results['model']}`, profile `{results['profile']}`. The "
+        "outputs are of this run. The text around them was written for ViGGO. `(none)` stands for a figure "
+        "that this run does not have."
     )
 
 
