@@ -28,6 +28,7 @@ from tutorial.terminal import Terminal
 
 README = ROOT / "README.ipynb"
 interrupted = threading.Event()  # by Ctrl-C; Python's own KeyboardInterrupt is lost if an import meets it
+AGAIN_S = 5  # between two interrupts of a cell; at the third, Ray Train ends without a word to its workers
 ENDS_S = 120  # after Ctrl-C, for the kernel to stop Ray and the S3 server, and delete its files
 
 
@@ -53,7 +54,8 @@ class Client(NotebookClient):
     """nbclient's, which shows on a terminal what the kernel says, and passes Ctrl-C on to the cell."""
 
     terminal: Terminal
-    ready = False  # once the kernel takes cells
+    running = False  # a cell
+    sent: asyncio.Task | None = None
 
     async def async_start_new_kernel(self, **kwargs):
         """nbclient's, which has just set a handler of its own for Ctrl-C: it would end the kernel at once."""
@@ -64,13 +66,14 @@ class Client(NotebookClient):
         """nbclient's, unless the run was interrupted before."""
         if interrupted.is_set():
             raise RuntimeError("interrupted")
-        self.ready = True
+        self.running = True
         try:
             return await super().async_execute_cell(cell, cell_index, **kwargs)
-        except CellExecutionError:
-            if interrupted.is_set():  # the kernel is interrupted again before it ends: let it finish the cell
-                await asyncio.sleep(1)
-            raise
+        finally:
+            self.running = False
+            if self.sent:
+                self.sent.cancel()
+                await asyncio.sleep(1)  # nbclient interrupts the kernel too: not while it ends the cell
 
     def process_message(self, msg, cell, cell_index):
         """nbclient's hook for each message."""
@@ -81,9 +84,14 @@ class Client(NotebookClient):
     def _interrupt(self) -> None:
         interrupted.set()
         self.terminal.wait("interrupted: Ray and the S3 server end")
-        if self.ready and self.km:
+        if self.running and not self.sent:
             self.km.shutdown_wait_time = ENDS_S
-            self._sent = asyncio.ensure_future(self.km.interrupt_kernel())
+            self.sent = asyncio.ensure_future(self._send())
+
+    async def _send(self) -> None:
+        while True:  # until the cell ends: a kernel that has not begun it ignores the first
+            await self.km.interrupt_kernel()
+            await asyncio.sleep(AGAIN_S)
 
 
 @contextmanager
