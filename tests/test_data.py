@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.conftest import SOON_S
 from tutorial import TutorialError, data, sources, tasks
 from tutorial.files import Place
 from tutorial.s3server import S3Server
@@ -178,7 +179,7 @@ ARRAY = b"[\n" + lines(GOOD, GOOD, GOOD).replace(b"\n", b",\n") + b"\n]\n"  # it
         (lines(GOOD).decode().encode("utf-16"), "UTF-16"),
         (lines(GOOD).decode().encode("utf-16-le"), "UTF-16"),
         (lines(GOOD).decode().encode("utf-16-be"), "UTF-16"),
-        (gzip.compress(lines(GOOD)), "compressed twice, or not with gzip"),
+        (gzip.compress(lines(GOOD), mtime=0), "compressed twice, or not with gzip"),
         (b"BZh91AY&SY", "compressed twice, or not with gzip"),
         (b"\x28\xb5\x2f\xfd\x04", "compressed twice, or not with gzip"),
     ],
@@ -417,7 +418,7 @@ def test_the_sample_stands_in_for_a_source_that_cannot_be_reached(kind, capsys, 
     rejected.write_text("of an earlier run\n")
     start = time.monotonic()
     assert data.load(task, rejected=rejected) == SAMPLE
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < SOON_S
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert "using synthetic data" in said

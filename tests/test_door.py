@@ -532,10 +532,10 @@ def test_a_quick_start_without_the_name_that_it_borrows_from_ray():
 
 @pytest.mark.production
 def test_thousands_of_malformed_requests():
-    from tests.test_endpoint import KEYS, PORT, TIME_LIMIT_S, running
+    from tests.test_endpoint import KEYS, TIME_LIMIT_S, running
 
-    with running(TIME_LIMIT_S):
-        attack = Attack(f"http://127.0.0.1:{PORT}", KEYS[0], TIME_LIMIT_S)
+    with running(TIME_LIMIT_S) as (*_, url):
+        attack = Attack(url, KEYS[0], TIME_LIMIT_S)
         attack.run(3000)
         assert attack.statuses[200] > 100
         answer = attack.send("GET", "/v1/models", b"", {})

@@ -29,6 +29,5 @@ def test_rows_with_and_without_a_grammar_in_several_batches_of_one_task():
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
     )
     assert "GUIDED 19 100" in done.stdout, done.stderr[-3000:]

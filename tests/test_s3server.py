@@ -11,9 +11,25 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SOON_S
 from tutorial import TutorialError
 from tutorial.s3server import BUCKET, PORTS, S3Server, free_ports
+
+IP_LOCAL_PORT_RANGE = 51  # Linux's; Python has no name for it
+
+
+def test_a_free_port_goes_to_nobody_who_asks_for_any():
+    for port in free_ports(2):
+        with socket.socket() as other:
+            alone = (port << 16 | port).to_bytes(4, sys.byteorder)
+            try:
+                other.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, alone)
+            except OSError:
+                pytest.skip("Linux before 6.3 chooses among all ports")
+            with pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", 0))
+        with socket.create_server(("127.0.0.1", port)):
+            pass
 
 
 @pytest.fixture
@@ -26,7 +42,7 @@ def server():
 
 def status(url: str, method: str) -> int:
     return requests.request(
-        method, url, data=b"EVIL" if method in ("PUT", "POST") else None, timeout=10
+        method, url, data=b"EVIL" if method in ("PUT", "POST") else None, timeout=60
     ).status_code
 
 
@@ -64,25 +80,17 @@ def test_its_secret_is_in_no_file(server):
     assert not [p for p in server.folder.rglob("*") if p.is_file() and secret in p.read_bytes()]
 
 
-def test_six_start_at_once_three_times():
-    for _ in range(3):
-        servers = [S3Server() for _ in range(6)]
-        try:
-            with ThreadPoolExecutor(6) as pool:
-                list(pool.map(S3Server.start, servers))
-            for number, server in enumerate(servers):
-                (server.place() / "x").write(str(number).encode())
-            assert [(server.place() / "x").read() for server in servers] == [
-                b"0",
-                b"1",
-                b"2",
-                b"3",
-                b"4",
-                b"5",
-            ]
-        finally:
-            with ThreadPoolExecutor(6) as pool:
-                list(pool.map(S3Server.stop, servers))
+def test_six_start_at_once():
+    servers = [S3Server() for _ in range(6)]
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(S3Server.start, servers))
+        for number, server in enumerate(servers):
+            (server.place() / "x").write(str(number).encode())
+        assert [(server.place() / "x").read() for server in servers] == [b"0", b"1", b"2", b"3", b"4", b"5"]
+    finally:
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(S3Server.stop, servers))
 
 
 def test_a_port_that_is_lost_to_others_is_replaced():
@@ -109,7 +117,7 @@ def test_the_server_s_own_reason_is_shown():
         start = time.monotonic()
         with pytest.raises(TutorialError) as error:
             server.start()
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < SOON_S
     assert f"port {port} for S3" in str(error.value)
     assert "is not available" in str(error.value)
     assert "\n" not in str(error.value)
@@ -173,11 +181,8 @@ def test_it_outlives_the_thread_that_started_it_and_not_the_process(tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    end = time.monotonic() + 20
-    while time.monotonic() < end and (Path(f"/proc/{pid}").exists() or any(temporary.iterdir())):
+    while Path(f"/proc/{pid}").exists() or any(temporary.iterdir()):
         time.sleep(0.1)
-    assert not Path(f"/proc/{pid}").exists()
-    assert not any(temporary.iterdir())
 
 
 def test_the_environment_stays_as_it_is():

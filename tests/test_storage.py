@@ -14,6 +14,7 @@ import boto3
 import pytest
 from gcp_storage_emulator.server import create_server
 
+from tests.conftest import SOON_S
 from tutorial import TutorialError, s3server
 from tutorial.files import Place
 from tutorial.storage import Storage
@@ -64,7 +65,7 @@ def one_line_error(message, call, *arguments, **options):
 
 
 def one_line(uri, message, **options):
-    assert one_line_error(message, Storage.open, uri, "viggo-4", **options) < 10
+    assert one_line_error(message, Storage.open, uri, "viggo-4", **options) < SOON_S
 
 
 # What is published
@@ -282,7 +283,7 @@ def test_an_error_of_this_machine_is_not_waited_for(adapter, kept, tmp_path):
     message = (
         rf"^STORAGE={run.root}: data cannot be written \(.*; its files are kept in {run.local}/viggo-8/data$"
     )
-    assert one_line_error(message, run.publish, adapter, "data", FILES) < 10
+    assert one_line_error(message, run.publish, adapter, "data", FILES) < SOON_S
     assert (run.local / "viggo-8/data" / FILES[1]).read_bytes() == b"weights"
 
 
@@ -378,7 +379,7 @@ def test_a_silent_google(gcs, monkeypatch):
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", address)
         message = r"^STORAGE=gs://anonymous@bucket/x: "
-        assert one_line_error(message, Storage.open, "gs://anonymous@bucket/x", "viggo-4") < 30
+        assert one_line_error(message, Storage.open, "gs://anonymous@bucket/x", "viggo-4") < SOON_S
 
 
 # A storage that goes away half way

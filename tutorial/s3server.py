@@ -34,10 +34,13 @@ exec "$@" 3<&- </dev/null"""
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports of 127.0.0.1, all different."""
+    """Free ports of 127.0.0.1, all different. For a minute, nobody gets them who asks for any port."""
     with ExitStack() as taken:  # all at once, or one may come twice
-        sockets = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+        servers = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        for server in servers:  # a connection that was just closed keeps the port; servers set SO_REUSEADDR
+            taken.enter_context(socket.create_connection(server.getsockname()))
+            server.accept()[0].close()
+        return [server.getsockname()[1] for server in servers]
 
 
 class S3Server:
@@ -70,8 +73,7 @@ class S3Server:
         return endpoints | dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), REGION)
 
     def start(self, timeout_s: float = 60) -> None:
-        """Start the server, and return once its bucket answers. If it fails, it gets one more try, on other
-        ports: another process may have taken one meanwhile.
+        """Start the server; return once its bucket answers. If it fails, it gets one more try on other ports.
 
         Raises:
             TutorialError: `weed` is not installed, or the server fails twice; with the server's own reason.

@@ -15,6 +15,7 @@ from ray import serve
 
 from tutorial import TutorialError, progress
 from tutorial.model import model_id  # noqa: F401  what the cells and clients call the model
+from tutorial.s3server import free_ports
 from tutorial.score import exact_match
 
 KEY_LENGTH = 16  # characters, at least
@@ -22,16 +23,13 @@ KEY_LENGTH = 16  # characters, at least
 
 def check_port(port: int | None, host: str = "127.0.0.1") -> int:
     """The port, or a free one for None; TutorialError if another process listens on it."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port or 0))
-        except PermissionError:
-            raise TutorialError(f"PORT={port}: not allowed to this user; set PORT above 1023") from None
-        except OSError:
-            taken = f"PORT={port}: another process uses this port; set PORT to a free one"
-            raise TutorialError(taken) from None
-        return probe.getsockname()[1]
+    try:
+        with socket.create_server((host, port or free_ports(1)[0])) as probe:
+            return probe.getsockname()[1]
+    except PermissionError:
+        raise TutorialError(f"PORT={port}: not allowed to this user; set PORT above 1023") from None
+    except OSError:
+        raise TutorialError(f"PORT={port}: another process uses this port; set PORT to a free one") from None
 
 
 def keys(given: SecretStr | None) -> list[str]:
