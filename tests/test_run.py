@@ -189,22 +189,28 @@ def test_two_workers_trained(results):
     assert results["training"]["workers"] == 2
 
 
-def exact_match(results, system):
-    return results["batch"]["scores"][system]["exact match"]["value"]
+def scores(results, system):
+    """By metric."""
+    return {name: each["value"] for name, each in results["batch"]["scores"][system].items()}
 
 
 def test_the_adapter_is_better_than_the_base_model(results):
-    assert exact_match(results, "base model") <= 0.05
-    assert exact_match(results, "fine-tuned") >= exact_match(results, "base model") + 0.1
+    """In each metric at least as good, and far better in those that a small run learns first."""
+    base, tuned = scores(results, "base model"), scores(results, "fine-tuned")
+    assert base["exact match"] <= 0.05
+    gained = {metric: tuned[metric] - base[metric] for metric in base}
+    assert min(gained.values()) >= 0, gained
+    assert max(gained.values()) >= 0.5, gained
 
 
 def test_guided_answers_are_valid(results):
     """Not all: a value may run until the limit of tokens, and an attribute may come twice."""
     if "fine-tuned, guided" not in results["batch"]["scores"]:
         pytest.skip(f"the task {results['task']!r} has no grammar")
-    guided, free = (results["batch"]["scores"][name] for name in ("fine-tuned, guided", "fine-tuned"))
-    assert guided["valid answers"]["value"] >= free["valid answers"]["value"]
-    assert guided["exact match"]["value"] >= free["exact match"]["value"] - 0.05
+    guided, free = scores(results, "fine-tuned, guided"), scores(results, "fine-tuned")
+    one = 1.01 / results["data"]["used"]["test"]  # a near tie of two tokens may decide one answer
+    assert guided["valid answers"] >= free["valid answers"]
+    assert guided["exact match"] >= free["exact match"] - one
 
 
 def test_every_served_model_answers_for_itself(results):
@@ -238,7 +244,8 @@ def test_make_installs_below_a_path_with_a_space(tmp_path, home):
     program = tmp_path / "python3"
     program.write_text(PROGRAM)
     program.chmod(0o755)
-    env = os.environ | {"NOTES": str(tmp_path / "notes"), "HOME": home, "PYTHON": str(program)}
+    env = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}  # of `make test`
+    env |= {"NOTES": str(tmp_path / "notes"), "HOME": home, "PYTHON": str(program)}
     command = ["make", ".venv/.ready", f"PYTHON={program}"]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

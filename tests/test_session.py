@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from tests.conftest import ROOT
 from tutorial import serving
 
@@ -28,24 +26,46 @@ def cells(*items, **environment):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
     )
 
 
-@pytest.mark.parametrize(
-    ("environment", "line"),
-    [
-        ({"API_KEYS": "a-short-one"}, "API_KEYS: a key has fewer than 16 characters, or some beyond ASCII"),
-        ({"RUN_NAME": "no/name"}, "RUN_NAME='no/name': "),
-        ({"TASK": "none"}, "TASK=none: No such file; "),
-        ({"STORAGE": "ftp://here"}, "STORAGE=ftp://here: unknown scheme 'ftp'; "),
-    ],
-)
-def test_a_wrong_setting_ends_the_first_cell_in_one_line(environment, line):
-    done = cells("environment", "print('went on')", **environment)
+WRONG = {
+    "API_KEYS=a-short-one": "API_KEYS: a key has fewer than 16 characters, or some beyond ASCII",
+    "RUN_NAME=no/name": "RUN_NAME='no/name': ",
+    "TASK=none": "TASK=none: No such file; ",
+    "STORAGE=ftp://here": "STORAGE=ftp://here: unknown scheme 'ftp'; ",
+}
+TRY = """
+import os
+from tutorial import TutorialError
+from tutorial.session import Run
+for wrong in WRONG:
+    name, _, value = wrong.partition("=")
+    os.environ[name] = value
+    try:
+        Run()
+    except TutorialError as error:
+        print(error)
+    del os.environ[name]
+"""
+
+
+def test_a_wrong_setting_is_one_line():
+    done = cells(TRY.replace("WRONG", str(list(WRONG))))
+    said = done.stdout.splitlines()
+    assert len(said) == len(WRONG), done.stderr
+    assert [
+        line for line, start in zip(said, WRONG.values(), strict=True) if not line.startswith(start)
+    ] == []
+    assert "a-short-one" not in done.stdout + done.stderr
+
+
+def test_a_wrong_setting_ends_the_first_cell():
+    done = cells("environment", "print('went on')", TASK="none")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.strip().splitlines()[-1].startswith(f"TutorialError: {line}"), done.stderr
-    assert "a-short-one" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("TutorialError: TASK=none: No such file; "), (
+        done.stderr
+    )
 
 
 def test_the_port_is_looked_for_when_the_service_is_about_to_start():
