@@ -13,7 +13,7 @@ from openai import OpenAI
 from pydantic import SecretStr
 from ray import serve
 
-from tutorial import TutorialError, progress
+from tutorial import TutorialError, cluster, progress
 from tutorial.model import model_id  # noqa: F401  what the cells and clients call the model
 from tutorial.s3server import free_ports
 from tutorial.score import exact_match
@@ -48,8 +48,8 @@ def keys(given: SecretStr | None) -> list[str]:
 def run(session, app: serve.Application, name: str = "llm") -> None:
     """`serve.run`, with a limit of time, `SERVE_TIMEOUT_S`.
 
-    The application is deleted when this process ends, unless by SIGKILL: on a cluster that was joined it
-    would keep its GPU.
+    On a cluster that was joined, the application is deleted when this process ends, unless by SIGKILL: it
+    would keep its GPU. A cluster of this process ends with it.
 
     Args:
         session: a `session.Run`, which records how long it took.
@@ -57,7 +57,8 @@ def run(session, app: serve.Application, name: str = "llm") -> None:
     Raises:
         TutorialError: it failed, or does not run in time; with Serve's own reason.
     """
-    atexit.register(delete, name)
+    if cluster.joins():
+        atexit.register(delete, name)
     serve.run_many([serve.RunTarget(app, name=name)], wait_for_applications_running=False)
     with progress.serving(name):
         ready_s = wait_until_ready(name, session.settings.serve_timeout_s)

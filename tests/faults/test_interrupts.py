@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import time
 
 import nbformat
@@ -43,12 +44,26 @@ def served() -> bool:
         return False
 
 
-def test_ctrl_c_while_training(start, project, seen):
-    run = start(MAKE_RUN, project, **TINY)
+@pytest.fixture
+def temporary():
+    """A folder for temporary files, with a path that is short enough for Ray."""
+    with tempfile.TemporaryDirectory(prefix="i-", dir="/tmp") as folder:
+        yield folder
+
+
+def press_ctrl_c(run, temporary):
+    """As a terminal does: one line, and nothing is left."""
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.end(130, 200) == "interrupted; if STORAGE and RUN_NAME are set, RESUME=1 resumes the run"
+    assert "Traceback" not in run.said()
+    assert os.listdir(temporary) == []
+
+
+def test_ctrl_c_while_training(start, project, seen, temporary):
+    run = start(MAKE_RUN, project, TMPDIR=temporary, **TINY)
     run.wait_for(lambda: len(run.processes("ray::RayTrainWorker")) == 2)
     assert run.processes("weed")
-    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
-    run.process.wait(60)
+    press_ctrl_c(run, temporary)
     took = run.all_gone()
     seen(
         "all",
@@ -69,7 +84,7 @@ def serving(project):
     return project
 
 
-def test_the_kernel_is_killed_while_serving_and_the_next_run_works(start, serving, seen):
+def test_the_kernel_is_killed_while_serving_and_the_next_run_works(start, serving, seen, temporary):
     run = start(MAKE_RUN, serving, **TINY)
     run.wait_for(served)
     [kernel] = run.processes("ipykernel")
@@ -79,10 +94,9 @@ def test_the_kernel_is_killed_while_serving_and_the_next_run_works(start, servin
     promise = "no process of Ray, vLLM or the S3 server is left"
     seen("all", "the kernel, while it serves: SIGKILL", promise, "none is", took)
 
-    again, begun = start(MAKE_RUN, serving, **TINY), time.monotonic()
+    again, begun = start(MAKE_RUN, serving, TMPDIR=temporary, **TINY), time.monotonic()
     again.wait_for(served)
     took = time.monotonic() - begun
-    os.killpg(again.process.pid, signal.SIGINT)
-    again.process.wait(60)
+    press_ctrl_c(again, temporary)
     again.all_gone()
     seen("all", "the next run after that", "it works", "it served, on the same port", took)
