@@ -128,7 +128,7 @@ endef
 	$(STEP)
 	rm -rf .venv
 	step "Install: .venv" "$$BASE" -m venv .venv
-	TORCH="--quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes -r requirements/torch.lock"
+	TORCH="--quiet --disable-pip-version-check --no-compile --no-deps --only-binary=:all: --require-hashes -r requirements/torch.lock"
 	step "Install: PyTorch's CPU build, from PIP_FIND_LINKS" $(BIN)/pip install --no-index $$TORCH 2> /dev/null \
 	  || step "Install: PyTorch's CPU build, from its index" \
 	    $(BIN)/pip install --timeout 15 --retries 1 --index-url https://download.pytorch.org/whl/cpu $$TORCH \

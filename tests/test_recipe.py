@@ -25,6 +25,7 @@ MAY_DIFFER = {
     "save_steps",
     "use_cpu",
     "disable_gradient_checkpointing",
+    "flash_attn",  # what computes attention
     "ray",
 }
 # The keys that LLaMA-Factory's own examples of LoRA share.

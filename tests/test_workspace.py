@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from ray.train import Checkpoint
 from tests.conftest import ROOT
 from tutorial import TutorialError, callbacks, training
 from tutorial.files import Place
+from tutorial.session import Run
 
 KILLED = """
 import os, signal, sys
@@ -199,3 +201,12 @@ def test_what_a_tracker_writes_goes_into_the_checkpoint(name, tmp_path):
     assert not (tmp_path / "tmp" / "mine-1").exists(), "the worker's own folder is deleted"
     assert [each for part in ("home", "current") for each in (tmp_path / part).rglob("*.db")] == []
     assert [each for part in ("home", "current") for each in (tmp_path / part).rglob("*.wandb")] == []
+
+
+def test_what_ray_train_s_controller_reads_imports_no_transformers(tmp_path):
+    """It would take the first workers' start five seconds longer on two cores."""
+    place, settings = Place.of(str(tmp_path)), SimpleNamespace(kill_worker=True)
+    run = SimpleNamespace(place=place, settings=settings, storage=SimpleNamespace(scratch="mine-1"))
+    read = "import pickle, sys; pickle.load(sys.stdin.buffer); assert 'transformers' not in sys.modules"
+    config = pickle.dumps(Run.training_config(run, {}, "model", place))
+    subprocess.run([sys.executable, "-c", read], input=config, cwd=ROOT, check=True)

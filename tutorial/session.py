@@ -83,13 +83,15 @@ class Run:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = self.settings.batch_timeout_s
+        # Else the base model's rows share batches with an adapter's, for which vLLM's CPU kernels are slow.
         self.resources, self._session = ray.cluster_resources(), cluster.session_folder()
+        context.execution_options.preserve_order = not self.resources.get("GPU")
         self.storage.check_nodes(nodes := ray.nodes())
         self._all_see = cluster.all_see(self.settings, nodes)
         cluster.check_idle()
         self.profile = self.settings.choose_profile(self.resources)
-        cpus, gpus = (self.resources.get(kind, 0) for kind in ("CPU", "GPU"))
-        print(f"profile {self.profile.name}: {cpus:.0f} CPUs, {gpus:.0f} GPUs; files: {self.storage}")
+        name, (cpus, gpus) = self.profile.name, (self.resources.get(kind, 0) for kind in ("CPU", "GPU"))
+        print(f"profile {name}: {cpus:.0f} CPUs, {gpus:.0f} GPUs; files: {self.storage}")
         return self.profile
 
     def base_model(self) -> str | Place:
@@ -132,11 +134,9 @@ class Run:
 
     def training_config(self, args: dict[str, Any], model_source: str | Place, rows: Place) -> dict[str, Any]:
         """What `training.workspace` reads on each worker."""
-        from tutorial import callbacks
-
-        called = callbacks.makers(self.place, self.settings.kill_worker)
-        places = {"model": model_source, "data": rows, "scratch": self.storage.scratch}
-        return {"args": args, "callbacks": called} | places
+        # Not the callbacks themselves: for them, Ray Train's controller too would import transformers.
+        noted = {"place": self.place, "kill_worker": self.settings.kill_worker}
+        return {"args": args, "model": model_source, "data": rows, "scratch": self.storage.scratch} | noted
 
     @contextmanager
     def stage(self, name: str, hint: str = "see the error above") -> Iterator[None]:

@@ -7,11 +7,16 @@ scores a little below those of the model on the Hugging Face hub.
 """
 
 import sys
+from functools import cache
 from pathlib import Path
 
+import gguf as reader
 import torch
 from tokenizers.decoders import ByteLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+# transformers reads the whole file three times, and makes the table of tensor names anew for every module.
+reader.GGUFReader, reader.get_tensor_name_map = cache(reader.GGUFReader), cache(reader.get_tensor_name_map)
 
 
 def convert(gguf: Path, target: Path) -> None:

@@ -52,6 +52,8 @@ class Workspace:
         for name, place in TRACKERS.items():
             os.environ.setdefault(name, place.format(self.tracked))
         self.memory = callbacks.Memory()
+        if "callbacks" not in config:
+            config |= {"callbacks": callbacks.makers(config["place"], config["kill_worker"])}
         self.callbacks = [*(make() for make in config["callbacks"]), self.memory]
         if gpu := self.memory.gpu():
             self.mistake = gpus.lacks(Path(self.paths["model_name_or_path"]), config["args"], gpu) or None
