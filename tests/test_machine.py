@@ -57,3 +57,19 @@ def test_too_little_memory_is_one_line():
     ):
         machine.check_memory(2**50)
     machine.check_memory()
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "has"),
+    [
+        ("avx2 avx512f avx512_bf16", "", True),
+        ("avx2 amx_bf16", "ALL", True),
+        ("asimd bf16", "", True),  # Arm
+        ("avx2 avx512f avx512_vnni", "", False),
+        ("avx512_bf16", "AVX512_CORE_VNNI", False),  # oneDNN is told to leave them
+    ],
+)
+def test_cores_without_bf16_are_known_by_their_flags(flags, limit, has, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\n")
+    assert machine.has_bf16(tmp_path / "cpuinfo") == has

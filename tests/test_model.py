@@ -42,6 +42,15 @@ def test_the_packaged_model_ends_a_turn(model_path):
         assert weights.get_tensor("model.embed_tokens.weight").shape == (49152, 576)
 
 
+def test_cores_without_bf16_get_the_packaged_model_in_float32(tmp_path):
+    """LLaMA-Factory trains in the type that the files say."""
+    folder = model.resolve(model.PACKAGED, tmp_path, "float32")
+    with safe_open(folder / "model.safetensors", framework="np") as weights:
+        assert weights.get_tensor("model.embed_tokens.weight").dtype == np.float32
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    assert folder.name == model.PACKAGED, "it is served under the same name"
+
+
 def test_it_is_made_once(model_path):
     before = (model_path / "model.safetensors").stat().st_mtime_ns
     assert model.resolve(model.PACKAGED, model_path.parents[1]) == model_path

@@ -11,6 +11,8 @@ from pathlib import Path
 from tutorial import TutorialError
 
 MEMORY = 7 * 2**30  # bytes; a run of the cpu profile, see benchmarks/footprint.py
+# Instruction sets without products of bf16, as oneDNN names them: ONEDNN_MAX_CPU_ISA may limit it to one.
+WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 TOTAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 # Files of a group, by the controllers that /proc/self/cgroup names: version 2 has none, version 1 one a line.
 QUOTA, LIMIT = {"": "cpu.max"}, {"": "memory.max", "memory": "memory.limit_in_bytes"}
@@ -39,6 +41,12 @@ def memory(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/
     """Bytes of memory, used or not: the machine's, or the least limit of this process's control groups."""
     limits = [int(limit) for [limit] in _groups(LIMIT, own, mounted)]
     return min([TOTAL, *limits])
+
+
+def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether these cores multiply numbers in bf16, and oneDNN may let them. If not, float32 is faster."""
+    flags = {"avx512_bf16", "amx_bf16", "bf16"} & set(cpuinfo.read_text().split())
+    return bool(flags) and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in WITHOUT_BF16
 
 
 def check_memory(needed: int = MEMORY) -> None:

