@@ -114,6 +114,14 @@ def test_every_picture_says_what_it_shows():
     assert [alt for mark, alt, _ in LINK.findall(readme) if mark and alt not in pictures] == []
 
 
+def test_the_run_that_is_shown_learned_the_task():
+    """`make test` trains on too few rows for exact match."""
+    scores = json.loads((ROOT / "results.json").read_text())["batch"]["scores"]
+    assert scores["base model"]["exact match"]["value"] <= 0.05
+    for system in ("fine-tuned", "fine-tuned, guided"):
+        assert scores[system]["exact match"]["value"] >= 0.5
+
+
 def test_versions_that_a_reader_meets_are_the_pinned_ones():
     """A package's name and then a version, in the prose and in the files that it leads to."""
     pinned = {name: {version(name)} for name in ("ray", "llamafactory", "transformers", "peft")}
