@@ -12,7 +12,8 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .SILENT:
-MAKEFLAGS += -j2  # what waits for a package index or a browser runs beside what computes
+# What waits for a package index or a browser runs beside what computes.
+MAKEFLAGS += $(if $(filter test,$(MAKECMDGOALS)),-j2)
 
 BIN := .venv/bin
 DOCS_BIN := .venv-docs/bin
