@@ -69,8 +69,9 @@ def machine(result: dict[str, Any]) -> str:
 def costs(found: dict[str, Any], prices: dict[str, Any]) -> list[dict[str, Any]]:
     """The machines of benchmarks/prices.yaml with rows per second, hours and dollars of a 7B's work on each.
 
-    Scaled from one measured card. Training reaches the same share of a card's bf16 peak. Answers slow down
-    with the peak or the memory bandwidth, whichever is worse. The rest of the notebook takes what it took.
+    Scaled from one measured card. Training reaches the same share of a card's bf16 peak, and several cards
+    together what several H200 do. Answers slow down with the peak or the memory bandwidth, whichever is worse.
+    The rest of the notebook takes what it took.
     """
     base, machines = prices["cards"][prices["measured"]], []
     for machine in prices["machines"]:
@@ -78,7 +79,8 @@ def costs(found: dict[str, Any], prices: dict[str, Any]) -> list[dict[str, Any]]
         ratios = {limit: card[limit] / base[limit] for limit in ("bf16_tflops", "memory_gb_s")}
         bound = min(ratios, key=ratios.__getitem__)
         one_gpu = found["train-h100-12gb"]["candidates"]["recipe"]["samples_per_s"]
-        training = count * ratios["bf16_tflops"] * one_gpu
+        together = found["train-h200-4gpu"]["candidates"][f"{count} worker{'s' * (count > 1)}"]["over_first"]
+        training = together * ratios["bf16_tflops"] * one_gpu
         answers = count * ratios[bound] * found["batch-h100-quantized"]["candidates"]["bf16"]["rows_per_s"]
         run = found["notebook-h100-l4" if count == 1 else "notebook-h100-4gpu"]
         seen, fault = run["training"], run["training"]["fault"]

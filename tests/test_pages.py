@@ -102,7 +102,9 @@ def test_an_estimate_is_what_its_inputs_say():
     )
     assert set(rows) == {"one H100", "four L4", "one L4", "one A10G"}
 
-    rate = 4 * trained * l4["bf16_tflops"] / h100["bf16_tflops"]
+    four = measured("train-h200-4gpu")["candidates"]
+    together = four["4 workers"]["samples_per_s"] / four["1 worker"]["samples_per_s"]
+    rate = together * trained * l4["bf16_tflops"] / h100["bf16_tflops"]
     hours = 3 * 5103 / rate / 3600
     assert f"| {rate:.1f} | {hours:.1f} h, ${hours * cost['g6.12xlarge']:.1f} |" in rows["four L4"]
 
