@@ -70,8 +70,8 @@ def costs(found: dict[str, Any], prices: dict[str, Any]) -> list[dict[str, Any]]
     """The machines of benchmarks/prices.yaml with rows per second, hours and dollars of a 7B's work on each.
 
     Scaled from one measured card. Training reaches the same share of a card's bf16 peak, and several cards
-    together what several H200 do. Answers slow down with the peak or the memory bandwidth, whichever is worse.
-    The rest of the notebook takes what it took.
+    speed it up as much as several H200. Answers slow down with the peak or the memory bandwidth, whichever is
+    worse. The rest of the notebook takes what it took.
     """
     base, machines = prices["cards"][prices["measured"]], []
     for machine in prices["machines"]:
