@@ -12,7 +12,7 @@ from tests import models
 from tests.conftest import ROOT
 from tutorial import stage
 
-SMALL = {"DATA": "sample", "TRAIN_ROWS": "8", "VAL_ROWS": "2", "TEST_ROWS": "4", "KILL_WORKER": "0"}
+SMALL = {"DATA": "sample", "TRAIN_ROWS": "4", "VAL_ROWS": "2", "TEST_ROWS": "4", "KILL_WORKER": "0"}
 FOUND: dict[str, dict] = {}
 
 pytestmark = pytest.mark.models

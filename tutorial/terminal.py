@@ -34,7 +34,10 @@ class Terminal:
         self._replaces = self._console.is_terminal and not self._console.is_dumb_terminal
 
     def __enter__(self) -> "Terminal":
-        (self._live if self._replaces else self._thread).start()
+        if self._replaces:
+            self._live.start(refresh=True)  # else the first second shows nothing
+        else:
+            self._thread.start()
         return self
 
     def __exit__(self, *error) -> None:
