@@ -146,7 +146,7 @@ def test_the_merged_model_is_the_base_model_and_the_adapter(run, base, monkeypat
     assert "lora_rank: 8" in card
     assert re.search(r"\| peft +\| \d", card)
     assert str(base.parent) not in card, "no path of this machine"
-    assert re.search(r'"content": "(.*\\n)?\.\.\."', card), "after the instruction, if there is no system turn"
+    assert re.search(r'"content": "(.*\\n)?\.\.\."', card), "after the instruction, or alone"
     assert ROWS[0]["instruction"] in card
     private = [row[key] for row in ROWS for key in ("input", "output")]
     assert not [text for text in private if text in card], "test rows may be private"
