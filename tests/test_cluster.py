@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 
 from tests import cells
 from tests.conftest import ROOT, SOON_S
-from tutorial import TutorialError, cluster, machine, s3server, settings
+from tutorial import TutorialError, batch, cluster, machine, s3server, settings
 
 NO_FILE = ROOT / "no.env"
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -305,6 +305,25 @@ def test_several_machines_see_a_folder_that_is_set(two_machines, monkeypatch, tm
         alone.delenv("RAY_ADDRESS", raising=False)
         alone.setenv("RAY_TMPDIR", str(tmp_path))  # no cluster was started there
         assert cluster.all_see(settings.load(NO_FILE), ray.nodes()[:1])
+
+
+def test_the_batch_stage_gives_back_what_its_engines_reserved(two_machines):
+    other = """
+import ray
+ray.init(logging_level="error", log_to_driver=False)
+ray.get(ray.util.placement_group([{"CPU": 1}]).ready())
+print("reserved", flush=True)
+input()
+"""
+    reserve = [sys.executable, "-c", other]
+    with subprocess.Popen(reserve, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout.readline() == "reserved\n"
+        ray.get(ray.util.placement_group([{"CPU": 1}]).ready())
+        batch.release_gpus()
+        ray.get(ray.util.placement_group([{"CPU": 1}]).ready(), timeout=SOON_S)
+        states = [group["state"] for group in ray.util.placement_group_table().values()]
+        assert sorted(states) == ["CREATED", "CREATED", "REMOVED"], "another job's stays"
+        job.communicate("\n")
 
 
 def test_more_workers_than_the_machine_has_room_for(no_cluster, monkeypatch, capsys):

@@ -10,8 +10,12 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import peft
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from ray.train import Checkpoint
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import ROOT
 from tutorial import TutorialError, callbacks, training
@@ -89,6 +93,19 @@ def test_another_worker_of_the_machine_keeps_its_files(config, tmp_path):
             pass
         assert other.folder.is_dir()
     assert not (tmp_path / "mine-1").exists()
+
+
+def test_a_resumed_worker_reads_the_adapter_by_way_of_no_gpu(config, tmp_path, monkeypatch):
+    config_of_model = LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    network = get_peft_model(LlamaForCausalLM(config_of_model), LoraConfig(target_modules=["q_proj"]))
+    network.save_pretrained(tmp_path / "saved/checkpoint")
+    monkeypatch.setattr(peft.peft_model, "infer_device", peft.peft_model.infer_device)
+    with training.workspace(config) as work:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # though there is none
+        folder = work.restore(Checkpoint(str(tmp_path / "saved")))
+        network.load_adapter(folder, "default", is_trainable=True)  # as the trainer does
 
 
 def test_files_stay_after_an_error_that_a_retry_may_mend(config, tmp_path):

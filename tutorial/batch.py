@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Row = dict[str, Any]
@@ -56,6 +57,7 @@ def answered(run, asked: list[Row]) -> dict[str, pd.DataFrame]:
     place = run.place / "answers"
     table = ray.data.read_parquet(place.path, filesystem=place.files).to_pandas().sort_values("id")
     _unlock({question["model"].replace("/", "--") for question in asked})
+    release_gpus()
     assert list(table["id"]) == [question["id"] for question in asked], "every question has one answer"
     failed, parts = int(sum(table["error"] != "")), dict(iter(table.groupby("system", sort=False)))
     print(f"{len(table)} rows came back, {failed} of them with an error")
@@ -74,3 +76,12 @@ def _unlock(names: set[str]) -> None:
     task, machines = ray.remote(num_cpus=0)(delete), [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     there = [NodeAffinitySchedulingStrategy(machine, soft=False) for machine in machines]
     ray.get([task.options(scheduling_strategy=each).remote() for each in there])
+
+
+def release_gpus() -> None:
+    """Remove this job's placement groups. Ray Data leaves those of engines with Ray's executor, such as one
+    on several GPUs, until the job ends (ray#64035), and the service would wait for a GPU."""
+    job = ray.get_runtime_context().get_job_id()
+    for number, group in placement_group_table().items():
+        if number.endswith(job) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(number)))

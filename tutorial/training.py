@@ -61,6 +61,10 @@ class Workspace:
 
     def restore(self, checkpoint: Checkpoint) -> str:
         """Copy a checkpoint of an earlier attempt to this machine; the folder to resume from."""
+        import peft.peft_model
+
+        # Else each worker reads the adapter by way of GPU 0, and then holds memory of every GPU (peft#2193).
+        peft.peft_model.infer_device = lambda: "cpu"
         last = self.folder / "last"
         download(checkpoint, last)
         if (last / "adapter_model.safetensors").is_file():  # the attempt failed after its last step
