@@ -48,7 +48,7 @@ test: notebook browser lint deploy-check
 
 notebook: .venv/.ready
 	rm -f out/results.json out/tested.json
-	TRAIN_ROWS=$${TRAIN_ROWS:-160} VAL_ROWS=16 TEST_ROWS=16 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
+	TRAIN_ROWS=$${TRAIN_ROWS:-96} VAL_ROWS=16 TEST_ROWS=16 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	mv out/results.json out/tested.json
 
 browser: docs
