@@ -42,13 +42,13 @@ export: .venv/.ready
 gguf: .venv/.ready .gguf/.ready
 	python -m tutorial.gguf $${TYPE:+--type "$$TYPE"}
 
-# Two files of tests at a time; first the one that takes longest, and waits for much of it.
+# Three files of tests at a time: some wait for most of their time. First the two that take longest.
 test: notebook browser lint deploy-check
-	pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/test_endpoint.py tests/test_cluster.py tests
+	pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests/test_endpoint.py tests/test_cluster.py tests
 
 notebook: .venv/.ready
 	rm -f out/results.json out/tested.json
-	TRAIN_ROWS=$${TRAIN_ROWS:-96} VAL_ROWS=16 TEST_ROWS=16 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
+	TRAIN_ROWS=$${TRAIN_ROWS:-96} VAL_ROWS=8 TEST_ROWS=8 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	mv out/results.json out/tested.json
 
 browser: docs
