@@ -7,6 +7,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tutorial.files import HINTS, Place, failing
 from tutorial.s3server import S3Server
 from tutorial.settings import ROOT
 
+PROBE_S = 30  # for a storage to take, show and delete a small file
 # TMPDIR: base model, checkpoints, Ray's object store, logs. STORAGE: two checkpoints, adapter, data, answers.
 FREE = {"TMPDIR": 6 * 2**30, "STORAGE": 2**30}
 
@@ -175,12 +177,20 @@ def _probe(root: Place, run_name: str, free: int) -> list[Path]:
     bucket, folder = root.path.split("/")[0], Path(root.path)
     probe = replace(root, options=root.options | {"attempts": 1, "timeout_s": 4}) / f"{run_name}.probe"
     missing = [] if root.scheme else [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
+
+    def ask() -> None:
         if root.scheme and probe.files.get_file_info(bucket).type == FileType.NotFound:
             raise OSError(f"there is no bucket {bucket!r}, or these credentials cannot see it")
         probe.write(b"probe")
         probe.read()
         probe.delete()
+
+    # In a thread, as Google's client waits two minutes for a byte, which pyarrow cannot change.
+    asked = ThreadPoolExecutor(1).submit(ask)
+    try:
+        if not wait([asked], timeout=PROBE_S).done:
+            raise OSError(f"no answer in {PROBE_S} s")
+        asked.result()
     except OSError as error:
         raise TutorialError(f"STORAGE={root}: {one_line(error)}{HINTS.get(root.scheme, '')}") from None
     if not root.scheme:
