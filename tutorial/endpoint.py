@@ -31,6 +31,9 @@ ROUTES = {
     "completions": ("POST", "/v1/completions"),
     "chat": ("POST", "/v1/chat/completions"),
 }
+# With vLLM's `auto`, the first request with a grammar decides which library reads those of all requests. If
+# that is not xgrammar, every `choice` is refused, and so is every grammar of this project (vllm#43920).
+GUIDED = {"structured_outputs_config": {"backend": "xgrammar"}}
 ARGS = ("llm_configs", "ingress_deployment_config", "key_digests")
 
 
@@ -103,6 +106,7 @@ def build(args: dict) -> serve.Application:
     configs = given.llm_configs
     for config in configs:
         _verify(config)
+        config.engine_kwargs = _merged(GUIDED, config.engine_kwargs)
     app = FastAPI(openapi_url=None, exception_handlers={HTTPException: _raise})
     offered = ", ".join(f"{method} {path.replace(':path', '')}" for method, path in ROUTES.values())
     app.add_middleware(Door, digests=digests, offered=offered)
