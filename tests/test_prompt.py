@@ -23,7 +23,7 @@ EXAMPLES = ROWS["train"][:4]
 ODD = {
     "instruction": "Answer in one word.",
     "input": "\n  Wie heißt es, 東京 'oder' so? ",
-    "output": "a  b, 東京 ",
+    "output": "a  b, 東京 ?",
 }
 TALK = ODD | {
     "input": "And which of them is  the best?\n",
@@ -86,7 +86,11 @@ def make_model(tmp_path_factory):
         )
         pieces.train_from_iterator([row["input"] for row in ROWS["train"]], trainer)
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=pieces, bos_token=bos, eos_token=eos, pad_token=eos
+            tokenizer_object=pieces,
+            bos_token=bos,
+            eos_token=eos,
+            pad_token=eos,
+            clean_up_tokenization_spaces=True,  # as Llama 3's
         )
         tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
         if bos:
@@ -201,7 +205,8 @@ def test_three_programs_send_the_same_tokens(name, folders, tmp_path, asked_by_e
         answer = ids[len(asked) :]
         end = answer.index(tokenizer.convert_tokens_to_ids(made.end))
         assert ids[: len(asked)] == asked
-        assert tokenizer.decode(answer[:end]).strip() == row["output"].strip()
+        said = tokenizer.decode(answer[:end], clean_up_tokenization_spaces=False)
+        assert said.strip() == row["output"].strip()
         assert tokenizer.decode(answer[end + 1 :]).strip() == ""
         assert labels == [-100] * len(asked) + answer  # the loss is on the answer alone
         # Llama 2 begins every question with it.

@@ -101,6 +101,8 @@ class ChatTemplate:
             config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:
             raise self.unusable(f"its tokenizer cannot be loaded: {one_line(error)}") from None
+        # As the engines do. Otherwise Llama 3's tokenizer drops the space before ? and !
+        self.tokenizer.clean_up_tokenization_spaces = False
         if self.tokenizer.eos_token_id is None:
             raise self.unusable("its tokenizer has no eos_token; set one in tokenizer_config.json")
         with suppress(OSError):  # as vLLM does, whatever its own generation_config is
