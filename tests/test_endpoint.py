@@ -50,6 +50,7 @@ def running(time_limit_s):
         # Ray Serve keeps a thousand lines of a log in memory, unless it is told to write each at once.
         with store.worker_keys(), pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
+            ray.shutdown()  # if a test built a service before this one: that starts Ray
             ray.init(
                 runtime_env=cluster.runtime_env(store.worker_env()),
                 log_to_driver=False,
@@ -391,6 +392,20 @@ def test_adapters_are_kept_in_a_folder_of_the_replica_s_own(client):
     assert [path for path in mine if list(path.rglob(adapters.WEIGHTS)) and path.stat().st_mode & 0o77 == 0]
     ray_s = Path("/tmp/ray/llm/lora/cache")  # noqa: S108
     assert not ray_s.exists() or ray_s.stat().st_mtime < process.create_time()
+
+
+def test_a_replica_fetches_each_adapter_once(service, client):
+    """Also if Ray dropped it since, or it is asked for again and again and refused."""
+    store, adapter, _ = service
+    folder, names = Path(replica_process().environ()["TMPDIR"]), ("first", "second", "third", "spoilt")
+    for name in names:
+        adapters.publish(store, adapter, name, base="benchmark-tiny", max_rank=common.RANK, recipe={})
+    (store.place / "adapters" / "spoilt" / adapters.WEIGHTS).write(b"")
+    before = len(list(folder.glob("adapters-*/*")))
+    for name in 2 * names:
+        with pytest.raises(openai.NotFoundError) if name == "spoilt" else contextlib.nullcontext():
+            ask(client, f"benchmark-tiny:{name}", max_tokens=2)
+    assert len(list(folder.glob("adapters-*/*"))) == before + 3
 
 
 def test_streamed_and_not_from_python_and_from_curl(url, client):

@@ -1,6 +1,7 @@
 """The model's process behind the service: Ray Serve LLM's server, with adapters that are checked."""
 
 import asyncio
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncGenerator
@@ -39,25 +40,31 @@ class Adapters:
         self.place, self.base = adapters_of(config), config.model_id
         self.asked = adapters_of(config, attempts=1, timeout_s=STORAGE_S)
         self.folder = tempfile.TemporaryDirectory(prefix="adapters-")
-        self.loaded: dict[str, bytes] = {}  # manifests, by name
+        self.loaded: dict[str, tuple[str, bytes]] = {}  # folder and manifest, by name
 
     async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> SimpleNamespace:
-        """Copy an adapter to this machine. Refuse it if that is not what was published."""
-        name, folder = lora_model_id.partition(":")[2], tempfile.mkdtemp(dir=self.folder.name)
+        """Copy an adapter to this machine, once. Refuse it if that is not what was published."""
+        name = lora_model_id.partition(":")[2]
 
         def fetch() -> None:
-            (self.place / name).copy_to(Place.of(folder))
-            adapters.verify(Place.of(folder), base=self.base)
-            self.loaded.setdefault(name, Path(folder, adapters.MANIFEST).read_bytes())
+            folder = tempfile.mkdtemp(dir=self.folder.name)
+            try:
+                (self.place / name).copy_to(Place.of(folder))
+                adapters.verify(Place.of(folder), base=self.base)
+                self.loaded[name] = folder, Path(folder, adapters.MANIFEST).read_bytes()
+            finally:
+                if name not in self.loaded:
+                    shutil.rmtree(folder)
 
         try:
-            await asyncio.to_thread(fetch)
+            if name not in self.loaded:  # Ray asks again for one that it dropped; `check` looks after it
+                await asyncio.to_thread(fetch)
         except FileNotFoundError:
             raise no_model(lora_model_id) from None
         except TutorialError as error:
             message = f"{lora_model_id} is not what was published, and is not served"
             raise Refused(404, message, "model_invalid", "model") from error
-        return SimpleNamespace(model_id=lora_model_id, local_path=folder)
+        return SimpleNamespace(model_id=lora_model_id, local_path=self.loaded[name][0])
 
     async def check(self, name: str) -> None:
         """Refuse an adapter that was deleted or replaced after this replica loaded it."""
@@ -75,7 +82,7 @@ class Adapters:
             raise no_model(f"{self.base}:{name}") from None
         except OSError:  # TimeoutError is one too
             return  # a storage that does not answer takes nothing away
-        if found != self.loaded[name]:
+        if found != self.loaded[name][1]:
             message = f"{self.base}:{name} was replaced while it was served; publish it under another name"
             raise Refused(404, message, "model_invalid", "model")
 
