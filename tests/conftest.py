@@ -33,11 +33,17 @@ def environment_as_it_was():
 
 
 @pytest.fixture(scope="session")
-def store():
-    """A run's prefix on a real S3 server of its own."""
+def started_store():
     opened = storage.Storage.open(None, "viggo-1")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def store(started_store):
+    """A run's prefix on a real S3 server of its own, where no earlier test left a file."""
+    yield started_store
+    started_store.clean_up()
 
 
 @pytest.fixture

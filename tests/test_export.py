@@ -231,10 +231,10 @@ def test_the_last_run_of_a_folder_is_exported(tmp_path, monkeypatch):
         export.find(settings.load())
 
 
-def test_a_run_whose_storage_ends_with_it_is_kept(store, tmp_path):
+def test_a_run_whose_storage_ends_with_it_is_kept(store, tmp_path, monkeypatch):
     for name in ("adapters/viggo-1/manifest.json", "answers/0.parquet", "data/train.jsonl"):
         (store.place / name).write(b"{}")
-    store.local = tmp_path
+    monkeypatch.setattr(store, "local", tmp_path)
     kept = adapters.keep(store)
     assert (kept.path, set(kept.listing())) == (
         str(tmp_path / store.run_name),
