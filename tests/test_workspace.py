@@ -53,6 +53,26 @@ with training.workspace(config_of(folder)) as work:
     tracker.on_train_end(args, state, control)
     work.adapter().to_directory(f"{folder}/checkpoint")
 """
+RESUMED = """
+import sys, tempfile
+from types import SimpleNamespace
+import ray
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from tutorial import callbacks
+from tutorial.files import Place
+folder = sys.argv[1]
+def loop():
+    killer = callbacks.KillWorker(Place.of(folder) / callbacks.NOTE, share=0.3)
+    first = 1 if ray.train.get_checkpoint() is None else 2
+    for step in range(first, 4):
+        with tempfile.TemporaryDirectory() as saved:
+            ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(saved))
+        killer.on_step_end(None, SimpleNamespace(global_step=step, max_steps=3), None)
+ray.init(address="local", num_cpus=2, include_dashboard=False)
+run = RunConfig(storage_path=folder, name="run", failure_config=FailureConfig(max_failures=1))
+TorchTrainer(loop, run_config=run, scaling_config=ScalingConfig(num_workers=1)).fit()
+"""
 TRACKERS = {  # what is installed for it, without what is here; the file that it leaves
     "trackio": (
         "trackio==0.43.0 gradio-client==2.7.2 orjson==3.13.0 python-multipart==0.0.34",
@@ -175,6 +195,17 @@ def test_a_kill_without_a_step_after_it_is_no_fault(tmp_path):
     assert callbacks.fault(note) == {}
     note.write(json.dumps({"killed": {"step": 4, "time": 1.0}, "resumed": {"step": 3, "time": 9.5}}).encode())
     assert callbacks.fault(note)["recovery_s"] == 8.5
+
+
+@pytest.mark.slow
+def test_a_worker_is_killed_after_ray_train_has_its_checkpoints(tmp_path):
+    """The controller asks for reports every few seconds: what it has not seen is lost with the worker."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "3"}
+    command = [sys.executable, "-c", RESUMED, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    fault = callbacks.fault(Place.of(str(tmp_path)) / callbacks.NOTE)
+    assert (fault["killed"]["step"], fault["resumed"]["step"]) == (1, 2)
 
 
 @pytest.mark.slow

@@ -45,6 +45,8 @@ class KillWorker(TrainerCallback):
             self._write({"resumed": now})
         elif state.global_step >= self.share * state.max_steps:
             self._write({"killed": now})
+            # A checkpoint that Ray Train's controller has not asked for yet would be lost with this worker.
+            ray.train.get_all_reported_checkpoints(timeout_s=60)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _write(self, news: dict) -> None:
