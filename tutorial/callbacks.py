@@ -97,12 +97,11 @@ class Progress(TrainerCallback):
     def _write(self, state) -> None:
         if not state.is_world_process_zero:
             return
+        self.written = time.monotonic()
         now = {"step": state.global_step, "steps": state.max_steps, "epoch": state.epoch or 0.0}
         now |= next(({"loss": past["loss"]} for past in state.log_history[::-1] if "loss" in past), {})
-        self.written = time.monotonic()
-        content = self.seen | now | {"seconds": self.written - self.start}
         try:
-            self.note.write(json.dumps(content).encode())
+            self.note.write(json.dumps(self.seen | now | {"seconds": self.written - self.start}).encode())
         except OSError as error:
             logger.warning("progress is not noted: %s", error)
 
@@ -119,9 +118,8 @@ def fault(note: Place) -> dict[str, Any]:
     {} without both: no worker was killed, or the run resumed with `KILL_WORKER=0`.
     """
     seen = _read(note)
-    if "resumed" not in seen:
-        return {}
-    return seen | {"recovery_s": seen["resumed"]["time"] - seen["killed"]["time"]}
+    again = seen.get("resumed")
+    return seen | {"recovery_s": again["time"] - seen["killed"]["time"]} if again else {}
 
 
 def _read(note: Place) -> dict[str, dict[str, float]]:
