@@ -44,9 +44,9 @@ class KillWorker(TrainerCallback):
         if "killed" in self.seen:
             self._write({"resumed": now})
         elif state.global_step >= self.share * state.max_steps:
-            self._write({"killed": now})
             # A checkpoint that Ray Train's controller has not asked for yet would be lost with this worker.
             ray.train.get_all_reported_checkpoints(timeout_s=60)
+            self._write({"killed": now | {"time": time.time()}})
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _write(self, news: dict) -> None:
