@@ -419,12 +419,12 @@ print(RAY_SERVE_USE_GRPC_BY_DEFAULT)
 
 def test_rays_folder_has_no_space_and_a_short_path(tmp_path):
     source = "import os; from tutorial import cluster; cluster.prepare(); print(os.environ.get('RAY_TMPDIR'))"
-    for name, made in (("a b", True), (50 * "x", True), (None, False)):
-        folder = tmp_path / name if name else Path("/tmp")  # noqa: S108
-        folder.mkdir(exist_ok=True)
+    unfit = [tmp_path / "a b", tmp_path / (50 * "x"), ROOT / "out" / "tmp"]
+    for folder in (*unfit, Path("/tmp")):  # noqa: S108
+        folder.mkdir(exist_ok=True, parents=True)
         ours = printed(source, TMPDIR=str(folder), RAY_TMPDIR=None, RAY_ADDRESS=None).strip()
-        assert (re.fullmatch(r"/tmp/tutorial-ray-\w+", ours) is not None) == made  # noqa: S108
-        if made:
+        assert (re.fullmatch(r"/tmp/tutorial-ray-\w+", ours) is not None) == (folder in unfit)  # noqa: S108
+        if folder in unfit:
             session = Path(ours, "ray", "session_1")
             session.mkdir(parents=True)
             (session.parent / "session_latest").symlink_to(session)
@@ -432,9 +432,11 @@ def test_rays_folder_has_no_space_and_a_short_path(tmp_path):
             assert not os.path.exists(ours)
 
 
-def test_a_folder_for_ray_that_has_a_space(no_cluster, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", f"{no_cluster}/a b")
-    with pytest.raises(TutorialError, match=r"^RAY_TMPDIR=.*/a b: Ray cannot work there; set a path without"):
+@pytest.mark.parametrize("given", ["{}/a b", f"{ROOT}/ray", "out/ray"])
+def test_a_folder_for_ray_that_has_a_space_or_is_in_the_project(given, no_cluster, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("RAY_TMPDIR", given.format(no_cluster))
+    with pytest.raises(TutorialError, match=r"^RAY_TMPDIR=.*(/a b|ray): set a path without spaces, outside"):
         cluster.prepare(NO_FILE)
 
 

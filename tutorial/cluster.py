@@ -38,11 +38,12 @@ def prepare(env_file: Path = ROOT / ".env") -> None:
     keep_local()
     if joins():
         return
-    # Ray's workers do not start if its folder has a space; its sockets' paths have 107 characters at most.
-    if "RAY_TMPDIR" not in os.environ and not re.fullmatch(r"[\w./+-]{1,38}", tempfile.gettempdir()):
+    # No spaces; short, as sockets' paths have 107 characters at most; outside this project, which Ray packs.
+    path = rf"(?!{re.escape(str(ROOT))}(/|$))[\w./+-]"
+    if "RAY_TMPDIR" not in os.environ and not re.fullmatch(path + "{1,38}", tempfile.gettempdir()):
         os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="tutorial-ray-", dir="/tmp")
-    if not re.fullmatch(r"[\w./+-]*", given := os.environ.get("RAY_TMPDIR", "")):
-        raise TutorialError(f"RAY_TMPDIR={given}: Ray cannot work there; set a path without spaces")
+    if not re.fullmatch(path + "*", os.path.abspath(given := os.environ.get("RAY_TMPDIR") or "/")):
+        raise TutorialError(f"RAY_TMPDIR={given}: set a path without spaces, outside this project")
     optimize_serve()
     if "RAY_AUTH_MODE" in os.environ:
         return
@@ -91,8 +92,7 @@ def options() -> dict[str, Any]:
     """What `ray.init` needs to start a cluster of this machine alone; nothing if it joins one.
 
     Raises:
-        TutorialError: no Ray answers where it would join, or not to this user; or it would start one in too
-            little memory.
+        TutorialError: no Ray answers where it would join, or not to this user; or memory is short.
     """
     if joins():
         _refuse_silence()
