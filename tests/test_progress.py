@@ -161,9 +161,9 @@ def test_rows_of_the_batch_stage(store, tmp_path, monkeypatch):
         (place / name).write((tmp_path / "file").read_bytes())
 
     look = lines_of(lambda: progress.around("batch inference", place, {}), monkeypatch)
-    assert re.fullmatch(r"batch inference: the engine starts, 00:0\d", look())
+    assert re.fullmatch(r"batch inference: the engine starts and answers, 00:0\d", look())
     write("questions/a.parquet", 60)
-    assert re.fullmatch(r"batch inference: 0 of 60 rows, the engine starts, 00:0\d", look())
+    assert re.fullmatch(r"batch inference: 0 of 60 rows, the engine starts and answers, 00:0\d", look())
     write("answers/a.parquet", 32)
     assert " 32 of 60 rows, " in look()
     (place / "answers/b.parquet").write(b"PAR1 is being written")

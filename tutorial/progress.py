@@ -133,7 +133,7 @@ def batch(place: Place) -> AbstractContextManager[None]:
         before = done if before is None else before  # an earlier run's, which this one resumes
         if done == before < total or not total:
             rows_done = f"{done} of {total} rows, " if total else ""  # the questions are being written
-            return f"batch inference: {rows_done}the engine starts, {_since(start)}"
+            return f"batch inference: {rows_done}the engine starts and answers, {_since(start)}"
         speed = f"{(done - before) / elapsed:.1f} rows/s"
         return _bar("batch inference", "rows", (before, done, total), elapsed, speed)
 
