@@ -42,9 +42,10 @@ export: .venv/.ready
 gguf: .venv/.ready .gguf/.ready
 	python -m tutorial.gguf $${TYPE:+--type "$$TYPE"}
 
-# Three files of tests at a time: some wait for most of their time. First the two that take longest.
+# Three files of tests at a time: some wait for most of their time. First the three that take longest,
+# or the last of them would wait alone.
 test: notebook browser lint deploy-check
-	pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests/test_endpoint.py tests/test_cluster.py tests
+	pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests/test_endpoint.py tests/test_cluster.py tests/test_storage.py tests
 
 notebook: .venv/.ready
 	rm -f out/results.json out/tested.json
