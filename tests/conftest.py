@@ -12,7 +12,7 @@ import pytest
 
 from tutorial import cluster, settings
 
-cluster.optimize_serve()  # as README.ipynb's first cell does, before anything imports Ray
+cluster.optimize_ray()  # as README.ipynb's first cell does, before anything imports Ray
 
 from tutorial import model, storage  # noqa: E402
 

@@ -63,7 +63,7 @@ print("REPORTED", seen(contextlib.nullcontext()))
 print("QUIET", seen(stage.in_one_line("x", "y")))
 @ray.remote
 def switch():
-    return os.environ["USE_RAY"], os.environ["MPLCONFIGDIR"], os.environ["no_proxy"]
+    return os.environ["USE_RAY"], os.environ["MPLCONFIGDIR"], os.environ["no_proxy"], os.nice(0)
 print("WORKER", ray.get(switch.remote()))
 print("CPUS", run.resources["CPU"])
 session = cluster.session_folder()
@@ -111,7 +111,7 @@ def test_the_cluster_that_the_notebook_starts(said):
         "RIGHT True",
         "REPORTED [True, True]",
         "QUIET [True, False]",
-        f"WORKER ('0', '{folder}', 'mine,127.0.0.1,localhost,::1')",
+        f"WORKER ('0', '{folder}', 'mine,127.0.0.1,localhost,::1', 0)",
         f"CPUS {max(8, machine.cores()):.1f}",
         "SESSION True",
         "GONE True",

@@ -23,6 +23,9 @@ CACHES += ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "IPYTHONDIR", "JUPYTER
 CACHES += ("TORCH_HOME", "VLLM_XLA_CACHE_PATH")
 # Switches of other launchers: LLaMA-Factory would start Ray or FSDP again inside Ray Train's workers.
 LAUNCHERS = ("USE_RAY", "USE_MCA", "USE_KT", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+# Ray Serve saves threads and messages; its direct ingress, without HAProxy, leaves ports open for 30 s. At a
+# niceness of 15, Ray's own, other programs leave a worker a thirtieth of a core (ray#33287).
+RAY = dict(RAY_SERVE_THROUGHPUT_OPTIMIZED="1", RAY_SERVE_ENABLE_DIRECT_INGRESS="0", RAY_worker_niceness="0")
 
 
 def prepare(env_file: Path = ROOT / ".env") -> None:
@@ -44,7 +47,7 @@ def prepare(env_file: Path = ROOT / ".env") -> None:
         os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="tutorial-ray-", dir="/tmp")
     if not re.fullmatch(path + "*", os.path.abspath(given := os.environ.get("RAY_TMPDIR") or "/")):
         raise TutorialError(f"RAY_TMPDIR={given}: set a path without spaces, outside this project")
-    optimize_serve()
+    optimize_ray()
     if "RAY_AUTH_MODE" in os.environ:
         return
     if "ray" in sys.modules:
@@ -59,19 +62,16 @@ def keep_local() -> None:
     home = os.environ.get("HOME", "")  # without one, what the hub's client downloads is kept here too
     for name in CACHES if os.path.isdir(home) and os.access(home, os.W_OK) else (*CACHES, "HF_HOME"):
         os.environ.setdefault(name, str(ROOT / ".cache" / name.lower()))
-    upper, lower = os.environ.get("NO_PROXY"), os.environ.get("no_proxy")
-    # Programs differ in which of the two they read.
+    upper, lower = os.environ.get("NO_PROXY"), os.environ.get("no_proxy")  # programs read one of the two
     for name, value in {"NO_PROXY": upper or lower, "no_proxy": lower or upper}.items():
         hosts = (value or "").split(",")
         if "*" not in hosts:
             os.environ[name] = ",".join(filter(None, dict.fromkeys([*hosts, *LOOPBACK])))
 
 
-def optimize_serve() -> None:
-    """Have the Ray Serve that this process imports and starts save threads and messages, unless it is set."""
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    # Direct ingress only pays behind HAProxy; alone it leaves a port open for 30 s per ingress.
-    os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
+def optimize_ray() -> None:
+    """Set the switches of the Ray that this process imports and starts, unless they are set."""
+    os.environ |= RAY | dict(os.environ)
 
 
 def _address() -> tuple[str | None, str]:
