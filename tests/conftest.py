@@ -13,6 +13,8 @@ import pytest
 from tutorial import cluster, settings
 
 cluster.optimize_ray()  # as README.ipynb's first cell does, before anything imports Ray
+if "PYTEST_XDIST_WORKER" in os.environ:  # other tests run beside: two threads that wait for each other crawl
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tutorial import model, storage  # noqa: E402
 

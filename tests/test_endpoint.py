@@ -46,7 +46,8 @@ def running(time_limit_s):
     try:
         base = serving.model_id(str(model_path))
         adapters.publish(store, adapter, common.ADAPTER, base=base, max_rank=common.RANK, recipe={})
-        profile.worker_env |= store.engine_env() | {"TMPDIR": named.name}
+        # One thread: of two, one would wait for the other while the tests beside it run.
+        profile.worker_env |= store.engine_env() | {"TMPDIR": named.name, "OMP_NUM_THREADS": "1"}
         # Ray Serve keeps a thousand lines of a log in memory, unless it is told to write each at once.
         with store.worker_keys(), pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -51,17 +52,11 @@ def base(request, tmp_path_factory):
     return models.make(getattr(request, "param", "Llama"), tmp_path_factory.mktemp("a model"))
 
 
-@pytest.fixture
-def run(base, tmp_path, monkeypatch):
-    """A finished run in a folder, with an adapter of random weights and its answers; what the user sets."""
-    for key, value in {
-        "MODEL": base,
-        "STORAGE": tmp_path / "runs",
-        "RUN_NAME": NAME,
-        "PROFILE": "cpu",
-    }.items():
-        monkeypatch.setenv(key, str(value))
-    store = storage.Storage.open(str(tmp_path / "runs"), NAME)
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory):
+    """The folder of a finished run, with an adapter of random weights and its answers."""
+    folder = tmp_path_factory.mktemp("finished")
+    store = storage.Storage.open(str(folder / "runs"), NAME)
     torch.manual_seed(0)
     tuned = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -69,9 +64,9 @@ def run(base, tmp_path, monkeypatch):
     for name, weights in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weights, std=0.2)
-    tuned.save_pretrained(tmp_path / "adapter")
+    tuned.save_pretrained(folder / "adapter")
     made_by = {"base": str(base), "max_rank": 8, "recipe": {"lora_rank": 8}}
-    adapters.publish(store, tmp_path / "adapter", NAME, **made_by)
+    adapters.publish(store, folder / "adapter", NAME, **made_by)
     args, _ = recipe.load(RECIPE, gpus=0)
     chat, tokenizer = prompt.Chat(base, args), AutoTokenizer.from_pretrained(base)
     asked, answers = [], []
@@ -86,13 +81,22 @@ def run(base, tmp_path, monkeypatch):
             asked.append(row | {"model": NAME, "few_shot": False} | system | key)
             answers.append({"answer": answer, "error": "too long" if number == 5 else ""} | key)
     for name, table in (("questions", asked), ("answers", answers)):
-        (tmp_path / name).mkdir()
-        pd.DataFrame(table).to_parquet(tmp_path / name / "0.parquet")
-        store.publish(tmp_path / name, name, ["0.parquet"])
+        (folder / name).mkdir()
+        pd.DataFrame(table).to_parquet(folder / name / "0.parquet")
+        store.publish(folder / name, name, ["0.parquet"])
     store.publish(ROOT, "recipe", [RECIPE.name])
-    (tmp_path / "results.json").write_text(json.dumps(RESULTS | {"batch": {"scores": SCORES}}))
-    store.publish(tmp_path, "results", ["results.json"])
-    return store
+    (folder / "results.json").write_text(json.dumps(RESULTS | {"batch": {"scores": SCORES}}))
+    store.publish(folder, "results", ["results.json"])
+    return folder / "runs"
+
+
+@pytest.fixture
+def run(base, finished, tmp_path, monkeypatch):
+    """A finished run that a test may change; what the user sets."""
+    runs = shutil.copytree(finished, tmp_path / "runs")
+    for key, value in {"MODEL": base, "STORAGE": runs, "RUN_NAME": NAME, "PROFILE": "cpu"}.items():
+        monkeypatch.setenv(key, str(value))
+    return storage.Storage.open(str(runs), NAME, resume=True)
 
 
 def exported(monkeypatch, *args):
