@@ -67,11 +67,12 @@ def running(time_limit_s):
         serving.wait_until_ready("llm", timeout_s=300)
         url = f"http://127.0.0.1:{port}"
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEYS[0])
-        for name in ("benchmark-tiny", f"benchmark-tiny:{common.ADAPTER}"):  # a cold engine takes its time
-            ask(client.with_options(max_retries=20), name, max_tokens=2)
+        patient = client.with_options(max_retries=20)  # a cold engine takes its time
+        for name in ("benchmark-tiny", f"benchmark-tiny:{common.ADAPTER}"):
+            ask(patient, name, max_tokens=2)
         # The first request with a grammar, which vLLM's `auto` would not give to xgrammar.
         with contextlib.suppress(openai.BadRequestError):
-            ask(client, max_tokens=2, extra_body={"structured_outputs": {"regex": "\0"}})
+            ask(patient, max_tokens=2, extra_body={"structured_outputs": {"regex": "\0"}})
         yield store, adapter, url
     finally:
         with stage.reports():

@@ -32,13 +32,14 @@ print("done", file=open("out/said", "w"))
 def test_a_run_leaves_nothing_outside_of_its_project(project, tmp_path, home):
     home = str(tmp_path / home) if home == "empty" else home
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a tmp").mkdir()
+    temporary = tmp_path / f"a{20 * ' long'} path"  # more than a socket's may have
+    temporary.mkdir()
     ours = [name for name in os.environ if name.startswith(("HF_", "JUPYTER", "IPYTHON", "MPL", "XDG_"))]
-    done = project(LEAVES, **dict.fromkeys(ours), HOME=home, TMPDIR=str(tmp_path / "a tmp"))
+    done = project(LEAVES, **dict.fromkeys(ours), HOME=home, TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
     assert (project.root / "out" / "said").read_text() == "done\n"
-    assert [*(tmp_path / "empty").iterdir(), *(tmp_path / "a tmp").iterdir()] == []
-    assert {path.name for path in tmp_path.iterdir()} == {"empty", "a tmp", "my repo"}
+    assert [*(tmp_path / "empty").iterdir(), *temporary.iterdir()] == []
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", temporary.name, "my repo"}
 
 
 MEASURE = "import shutil; shutil.copy('measured.json', 'out/results.json')"

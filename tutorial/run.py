@@ -117,8 +117,9 @@ def execute(notebook: nbformat.NotebookNode, terminal: Terminal) -> None:
         KeyboardInterrupt: after Ctrl-C, when the kernel has ended.
     """
     cluster.keep_local()  # the kernel's own folders too
-    with temporary() as folder:
-        manager = {"transport": "ipc", "ip": f"{folder}/kernel", "connection_file": f"{folder}/kernel.json"}
+    short = "/tmp" if len(tempfile.gettempdir()) > 80 else None  # noqa: S108  a socket's path has at most 107
+    with temporary() as folder, tempfile.TemporaryDirectory(prefix="tutorial-", dir=short) as sockets:
+        manager = {"transport": "ipc", "ip": f"{sockets}/kernel", "connection_file": f"{folder}/kernel.json"}
         client = Client(
             notebook,
             timeout=None,
