@@ -145,13 +145,12 @@ endef
 	  "$(CURDIR)/$(BIN)/python" -m compileall -q -j 0 -x testing torch vllm ray llamafactory peft accelerate datasets
 	touch $@
 
-# What the page is made and looked at with, and the vendors' models; nothing of what the notebook runs on.
-.venv-docs/.ready .venv-deploy/.ready: .venv-%/.ready: requirements/%.lock
-	BASE=$$(readlink -f "$$(command -v $(PYTHON))")
+# What the page is made and looked at with, and the vendors' models; nothing of what the notebook runs on, but its uv.
+.venv-docs/.ready .venv-deploy/.ready: .venv-%/.ready: requirements/%.lock .venv/.ready
 	$(STEP)
-	rm -rf .venv-$*
-	"$$BASE" -m venv .venv-$*
-	step "Install: .venv-$*" .venv-$*/bin/pip install -qq --disable-pip-version-check --only-binary=:all: --require-hashes -r $<
+	uv venv --quiet --clear --python $(BIN)/python .venv-$*
+	step "Install: .venv-$*" \
+	  uv pip install --quiet --python .venv-$*/bin/python --only-binary :all: --require-hashes -r $<
 	touch $@
 
 # llama.cpp's converter, alone: what it needs besides is in .venv.
