@@ -19,6 +19,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # other tests run beside: two threads t
 from tutorial import model, storage  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+# The notebook's: what vLLM found out about a class of models takes a process and ten seconds.
+os.environ.setdefault("VLLM_CACHE_ROOT", str(ROOT / ".cache" / "vllm_cache_root"))
 SOON_S = (
     60  # an error that comes after seconds, on a machine that does much else; those that wait take minutes
 )

@@ -279,51 +279,54 @@ def test_a_cluster_that_wants_its_token(no_cluster, guarded, monkeypatch, given)
         )
 
 
-@pytest.fixture
-def two_machines(short, monkeypatch):
-    """A Ray cluster of two nodes, each with processes of its own, on this machine.
-
-    Its address is in Ray's folder: in /tmp/ray, whatever else runs here would join it.
-    """
-    monkeypatch.setenv("RAY_TMPDIR", short)
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    started.add_node(num_cpus=1)
-    ray.init(address=started.address, logging_level="error", log_to_driver=False)
-    yield
-    ray.shutdown()
-    started.shutdown()
-
-
-def test_several_machines_see_a_folder_that_is_set(two_machines, monkeypatch, tmp_path):
-    monkeypatch.setenv("SHARED_DIR", str(tmp_path))
-    assert settings.load(NO_FILE).shared_folder() == tmp_path
-    assert cluster.all_see(settings.load(NO_FILE), ray.nodes())
-    monkeypatch.delenv("SHARED_DIR")
-    assert not cluster.all_see(settings.load(NO_FILE), ray.nodes())
-    assert not cluster.all_see(settings.load(NO_FILE), ray.nodes()[:1]), "more machines may come"
-    with monkeypatch.context() as alone:  # until the cluster ends, which looks there too
-        alone.delenv("RAY_ADDRESS", raising=False)
-        alone.setenv("RAY_TMPDIR", str(tmp_path))  # no cluster was started there
-        assert cluster.all_see(settings.load(NO_FILE), ray.nodes()[:1])
-
-
-def test_the_batch_stage_gives_back_what_its_engines_reserved(two_machines):
-    other = """
+OTHER = """
 import ray
 ray.init(logging_level="error", log_to_driver=False)
 ray.get(ray.util.placement_group([{"CPU": 1}]).ready())
 print("reserved", flush=True)
 input()
 """
-    reserve = [sys.executable, "-c", other]
-    with subprocess.Popen(reserve, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
-        assert job.stdout.readline() == "reserved\n"
-        ray.get(ray.util.placement_group([{"CPU": 1}]).ready())
-        batch.release_gpus()
-        ray.get(ray.util.placement_group([{"CPU": 1}]).ready(), timeout=SOON_S)
-        states = [group["state"] for group in ray.util.placement_group_table().values()]
-        assert sorted(states) == ["CREATED", "CREATED", "REMOVED"], "another job's stays"
-        job.communicate("\n")
+
+
+@pytest.fixture(scope="class")
+def two_machines(short):
+    """A Ray cluster of two nodes, each with processes of its own, on this machine.
+
+    Its address is in Ray's folder: in /tmp/ray, whatever else runs here would join it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", short)
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        started.add_node(num_cpus=1)
+        ray.init(address=started.address, logging_level="error", log_to_driver=False)
+        yield
+        ray.shutdown()
+        started.shutdown()
+
+
+@pytest.mark.usefixtures("two_machines")
+class TestTwoMachines:
+    def test_they_see_a_folder_that_is_set(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("SHARED_DIR", str(tmp_path))
+        assert settings.load(NO_FILE).shared_folder() == tmp_path
+        assert cluster.all_see(settings.load(NO_FILE), ray.nodes())
+        monkeypatch.delenv("SHARED_DIR")
+        assert not cluster.all_see(settings.load(NO_FILE), ray.nodes())
+        assert not cluster.all_see(settings.load(NO_FILE), ray.nodes()[:1]), "more machines may come"
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # no cluster was started there
+        assert cluster.all_see(settings.load(NO_FILE), ray.nodes()[:1])
+
+    def test_the_batch_stage_gives_back_what_its_engines_reserved(self):
+        reserve = [sys.executable, "-c", OTHER]
+        with subprocess.Popen(reserve, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+            assert job.stdout.readline() == "reserved\n"
+            ray.get(ray.util.placement_group([{"CPU": 1}]).ready())
+            batch.release_gpus()
+            ray.get(ray.util.placement_group([{"CPU": 1}]).ready(), timeout=SOON_S)
+            states = [group["state"] for group in ray.util.placement_group_table().values()]
+            assert sorted(states) == ["CREATED", "CREATED", "REMOVED"], "another job's stays"
+            job.communicate("\n")
 
 
 def test_more_workers_than_the_machine_has_room_for(no_cluster, monkeypatch, capsys):
