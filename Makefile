@@ -49,7 +49,9 @@ test: notebook browser lint deploy-check
 
 notebook: .venv/.ready
 	rm -f out/results.json out/tested.json
-	TRAIN_ROWS=$${TRAIN_ROWS:-96} VAL_ROWS=8 TEST_ROWS=8 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
+	$(STEP)
+	step "Test: README.ipynb on a few rows" \
+	  env TRAIN_ROWS=$${TRAIN_ROWS:-96} VAL_ROWS=8 TEST_ROWS=8 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	mv out/results.json out/tested.json
 
 browser: docs
