@@ -13,8 +13,9 @@ GPU, CPU = ROOT / "lora_sft_ray.yaml", ROOT / "lora_sft_ray_cpu.yaml"
 MAY_DIFFER = {
     "model_name_or_path",
     "lora_target",  # how many modules
-    "lr_scheduler_type",  # for few steps, as the next two: with the others it got fewer rows right
+    "lr_scheduler_type",  # for few steps, as the next three: with the others it got fewer rows right
     "warmup_ratio",
+    "adam_beta1",
     "adam_beta2",
     "cutoff_len",
     "packing",
