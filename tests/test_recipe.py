@@ -269,6 +269,29 @@ def test_a_wrong_value_is_named_with_its_key(load, key, value, message):
     assert "\n" not in str(error.value)
 
 
+LAYERS = {f"model.layers.0.mlp.{name}_proj.weight": [8, 4] for name in ("gate", "up", "down")}
+LAYERS |= {"model.norm.weight": [4]}
+
+
+@pytest.mark.parametrize(
+    ("targets", "named"),
+    [
+        ("gate_proj,up_prj", "'up_prj'; did you mean 'up_proj'?"),  # PEFT would train gate_proj alone
+        ("gate_proj, all", "'all'"),  # LLaMA-Factory's `all` stands alone
+        ("norm", "'norm'"),
+    ],
+)
+def test_a_layer_that_the_base_model_lacks_is_named(load, targets, named):
+    with pytest.raises(TutorialError) as error:
+        load(f"lora_target: {targets}", shapes=LAYERS)
+    assert str(error.value) == f"mine.yaml: lora_target: the base model has no layer {named}"
+
+
+@pytest.mark.parametrize("targets", ["gate_proj, mlp.up_proj", "all"])
+def test_layers_that_the_base_model_has(load, targets):
+    load(f"lora_target: {targets}", shapes=LAYERS)
+
+
 @pytest.mark.parametrize(
     ("line", "key", "value"),
     [

@@ -5,6 +5,7 @@ The estimates are from the base model's shapes. tests/test_gpus.py compares them
 
 import math
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,20 +71,23 @@ def visible() -> list[Gpu]:
     return [Gpu(memory.total / GIB, memory.free / GIB) for memory in found]
 
 
-def shape(model: Path) -> Shape:
-    """A model's shapes, from the heads of its safetensors files; the weights are not read."""
-    shapes = {}
+def shapes(model: Path) -> dict[str, list[int]]:
+    """The shape of each weight of a model, from the heads of its safetensors files; no weight is read."""
+    found = {}
     for file in model.glob("*.safetensors"):
         with safe_open(file, "np") as opened:
-            shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-    linear = {
-        name: each
-        for name, each in shapes.items()
-        if len(each) == 2 and "embed" not in name and "head" not in name
-    }
-    words = next(each for name, each in shapes.items() if "embed_tokens" in name)
+            found |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    return found
+
+
+def shape(model: Path) -> Shape:
+    """What the estimates need of a model, from its `shapes`."""
+    found = shapes(model)
+    inner = (name for name, each in found.items() if len(each) == 2 and not re.search("embed|head", name))
+    linear = {name: found[name] for name in inner}
+    words = next(each for name, each in found.items() if "embed_tokens" in name)
     keys = [each[0] for name, each in linear.items() if "k_proj" in name or "v_proj" in name]
-    sizes = {name: math.prod(each) for name, each in shapes.items()}
+    sizes = {name: math.prod(each) for name, each in found.items()}
     return Shape(
         linear=sum(sizes[name] for name in linear),
         others=sum(size for name, size in sizes.items() if name not in linear),

@@ -60,7 +60,7 @@ class RayArgs(BaseModel, coerce_numbers_to_str=True):
     env_vars: dict[str, str] = {}
 
 
-def load(path: Path, gpus: float | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(path: Path, gpus: float | None = None, shapes: dict | None = None) -> tuple[dict[str, Any], dict]:
     """The recipe as LLaMA-Factory's arguments and Ray Train's, checked whole, with what later cells need.
 
     Values get the types of LLaMA-Factory's dataclasses (YAML reads `1e-4` as text). `dataset` and
@@ -69,6 +69,7 @@ def load(path: Path, gpus: float | None = None) -> tuple[dict[str, Any], dict[st
     Args:
         path: the yaml file.
         gpus: how many the cluster has. If 0, `use_cpu` is filled in.
+        shapes: of the base model's weights by name, for a look at `lora_target`; see `gpus.shapes`.
 
     Raises:
         TutorialError: a key is unknown, or its value is wrong or nothing that this project trains and serves;
@@ -100,6 +101,8 @@ def load(path: Path, gpus: float | None = None) -> tuple[dict[str, Any], dict[st
         refuse("do_train", "the notebook trains; delete the key")
     if any(name in args.get("lora_target", "") for name in EMBEDDINGS):
         refuse("lora_target", "the engines take no LoRA on embeddings and output layers; leave them out")
+    if shapes and "lora_target" in args:
+        _check_targets(path, args["lora_target"].replace(" ", "").split(","), shapes)
     if args.get("template"):
         _check_known(path, args["template"], templates, "LLaMA-Factory does not know the template")
     reported = [name.strip() for name in (args.get("report_to") or "none").split(",")]
@@ -164,6 +167,14 @@ def _typed(hint: Any, value: Any) -> Any:
     enum = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)), None)
     found = TypeAdapter(enum or hint, config={"coerce_numbers_to_str": True}).validate_python(value)
     return found.value if isinstance(found, Enum) else found
+
+
+def _check_targets(path: Path, targets: list[str], shapes: dict[str, list[int]]) -> None:
+    """PEFT trains those of the layers that the base model has, and says nothing of the others."""
+    layers = [name.split(".")[:-1] for name, shape in shapes.items() if len(shape) == 2]
+    known = {".".join(layer[start:]) for layer in layers for start in range(len(layer))}
+    for target in targets if targets != ["all"] else ():
+        _check_known(path, target, known, "lora_target: the base model has no layer")
 
 
 def _check_known(path: Path, key: str, known: Iterable[str], problem: str) -> None:

@@ -118,7 +118,7 @@ class Run:
         """The profile's recipe as LLaMA-Factory's arguments and Ray Train's; a copy goes to the storage.
         TutorialError if the recipe is wrong, or the cluster or a GPU is too small for it."""
         path = ROOT / self.profile.recipe
-        args, ray_args = recipe.load(path, gpus=self.resources.get("GPU", 0))
+        args, ray_args = recipe.load(path, self.resources.get("GPU", 0), gpus.shapes(self.model_path))
         args |= {"bf16": False} if self._dtype == "float32" else {}
         ray_args["num_workers"] = self.settings.workers or ray_args["num_workers"]
         cluster.check_fits(self.resources, ray_args["num_workers"], ray_args["resources_per_worker"])
