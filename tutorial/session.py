@@ -85,7 +85,7 @@ class Run:
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = self.settings.batch_timeout_s
         self.resources, self._session = ray.cluster_resources(), cluster.session_folder()
-        # Else the base model's rows share batches with an adapter's, for which vLLM's CPU kernels are slow.
+        # Else the base model's rows share batches with an adapter's, whose tokens a CPU must then pick out.
         context.execution_options.preserve_order = not self.resources.get("GPU")
         self.storage.check_nodes(nodes := ray.nodes())
         self._all_see = cluster.all_see(self.settings, nodes)
