@@ -31,7 +31,7 @@ def bgmv_shrink(inputs: Tensor, weights: Tensor, output: Tensor, numbers: Tensor
 
 
 def bgmv_expand(inputs: Tensor, weights: Tensor, output: Tensor, numbers: Tensor, add_inputs: bool) -> None:
-    """As `bgmv_shrink`, added to `output` if `add_inputs`, which may have fewer columns than out."""
+    """As `bgmv_shrink`, added to `output` if `add_inputs`. `output` may have fewer columns than out."""
     bgmv_expand_slice(inputs, weights, output, numbers, 0, output.shape[1], add_inputs)
 
 
