@@ -2,7 +2,7 @@
 # make test   run it small under nbmake, then the tests     make page   the last run becomes README and docs/*.md
 # make export  merge a run's adapter into its model         make gguf   and make a GGUF of that
 # make docs   README.ipynb as a web page in out/docs/        make locks  resolve requirements/*.in again
-# make slow   small runs of the GPU benchmarks              make test-faults  cause each fault of the notebook's table
+# make slow   the tests that take longest                   make test-faults  cause each fault of the notebook's table
 # make links  are the page's links to other sites alive?     make deploy-check  deploy/ by Anyscale's and KubeRay's
 # make test-models  the notebook with a small model of each family
 # make test-production  a job, a service, and load on it     make clean  delete out/ and the environments
@@ -52,7 +52,7 @@ notebook: .venv/.ready
 	rm -f out/results.json out/tested.json
 	$(STEP)
 	step "Test: README.ipynb on a few rows" \
-	  env TRAIN_ROWS=$${TRAIN_ROWS:-96} VAL_ROWS=8 TEST_ROWS=8 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
+	  env TRAIN_ROWS=$${TRAIN_ROWS:-64} VAL_ROWS=8 TEST_ROWS=8 pytest -q --nbmake --nbmake-timeout=1200 README.ipynb
 	mv out/results.json out/tested.json
 
 browser: docs

@@ -89,6 +89,7 @@ def test_every_cell_and_name_that_is_used_is_there():
     assert names <= defined
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_has_its_environment_and_ours_stays():
     environment, files = dict(os.environ), written()
     with ThreadPoolExecutor(1) as pool:
@@ -112,11 +113,13 @@ def probe():
     return {name: os.environ[name] for name in ("ONLY_THERE", "PATH")} | {"ray": "ray" in sys.modules}
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_of_its_own_is_one_line():
     with pytest.raises(RuntimeError, match=r"^FileNotFoundError: .*no-such-folder'$"):
         common.alone(os.listdir, "no-such-folder")
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_that_is_killed():
     with pytest.raises(RuntimeError, match="abort: its process ended"):
         common.alone(os.abort)

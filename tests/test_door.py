@@ -521,6 +521,7 @@ print(start.ctx.run_init_node, kwargs["distributed_executor_backend"])
 """
 
 
+@pytest.mark.slow
 def test_a_quick_start_without_the_name_that_it_borrows_from_ray():
     out = subprocess.run(
         [sys.executable, "-c", QUICK], capture_output=True, text=True, cwd=ROOT, check=True

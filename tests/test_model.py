@@ -42,6 +42,7 @@ def test_the_packaged_model_ends_a_turn(model_path):
         assert weights.get_tensor("model.embed_tokens.weight").shape == (49152, 576)
 
 
+@pytest.mark.slow
 def test_cores_without_bf16_get_the_packaged_model_in_float32(tmp_path):
     """LLaMA-Factory trains in the type that the files say."""
     folder = model.resolve(model.PACKAGED, tmp_path, "float32")

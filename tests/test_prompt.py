@@ -5,7 +5,6 @@ import dataclasses
 import json
 import pickle
 import re
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -436,14 +435,6 @@ def test_what_does_not_fit_is_told_in_one_line(folders, rows, limits, message):
     with pytest.raises(TutorialError) as error:
         chat.check(ROWS | rows, EXAMPLES, VIGGO, limits[1])
     assert re.fullmatch("the " + message.replace("N", r"\d+"), str(error.value))
-
-
-def test_seven_thousand_rows_take_seconds(model_path):
-    chat = prompt.Chat(model_path, ARGS)
-    rows = {"train": ROWS["train"] * 425, "val": ROWS["val"] * 60, "test": ROWS["test"] * 90}
-    start = time.process_time()
-    chat.check(rows, EXAMPLES, VIGGO, 1024)
-    assert time.process_time() - start < 30
 
 
 def test_limits_that_a_task_does_not_say_are_those_of_the_rows(folders, capsys):

@@ -28,7 +28,10 @@ print("done", file=open("out/said", "w"))
 """
 
 
-@pytest.mark.parametrize("home", ["empty", "/dev/null", "", None])
+SLOW = [pytest.param(home, marks=pytest.mark.slow) for home in ("", None)]
+
+
+@pytest.mark.parametrize("home", ["empty", "/dev/null", *SLOW])
 def test_a_run_leaves_nothing_outside_of_its_project(project, tmp_path, home):
     home = str(tmp_path / home) if home == "empty" else home
     (tmp_path / "empty").mkdir()

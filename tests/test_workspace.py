@@ -134,6 +134,7 @@ def test_files_stay_after_an_error_that_a_retry_may_mend(config, tmp_path):
     assert list((tmp_path / "mine-1").glob("worker-*/data/train.parquet"))
 
 
+@pytest.mark.slow
 def test_files_stay_if_the_process_is_killed(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     env = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
