@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -173,6 +174,23 @@ def test_rows_of_the_batch_stage(store, tmp_path, monkeypatch):
     write("answers/b.parquet", 28)
     for each in (look, resumed):
         assert "batch inference █████ 60 of 60 rows, " in each()
+
+
+def test_time_left_does_not_count_the_start_of_the_engine(store, tmp_path, monkeypatch):
+    place, clock = store.place / "slow-start", SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def after(seconds, name, count):
+        pd.DataFrame({"id": range(count)}).to_parquet(tmp_path / "file")
+        (place / name).write((tmp_path / "file").read_bytes())
+        clock.now = float(seconds)
+        return look()
+
+    look = lines_of(lambda: progress.around("batch inference", place, {}), monkeypatch)
+    after(0, "questions/a.parquet", 60)
+    assert after(100, "answers/a.parquet", 20).endswith("20 of 60 rows, ? left")
+    assert after(110, "answers/b.parquet", 20).endswith("40 of 60 rows, 00:10 left, 2.0 rows/s")
+    assert after(120, "answers/c.parquet", 20).endswith("60 of 60 rows, 02:00, 0.5 rows/s")
 
 
 STEPS = (

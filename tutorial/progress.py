@@ -117,7 +117,7 @@ def batch(place: Place) -> AbstractContextManager[None]:
     folders of Parquet files."""
     start = time.monotonic()
     counted: dict[str, int] = {}
-    before = None
+    before = begun = None
 
     def rows(folder: str) -> int:
         for name in (place / folder).listing():
@@ -128,14 +128,16 @@ def batch(place: Place) -> AbstractContextManager[None]:
         return sum(count for file, count in counted.items() if file.startswith((place / folder).path))
 
     def look() -> str:
-        nonlocal before
-        done, total, elapsed = rows("answers"), rows("questions"), time.monotonic() - start
+        nonlocal before, begun
+        done, total, now = rows("answers"), rows("questions"), time.monotonic()
         before = done if before is None else before  # an earlier run's, which this one resumes
         if done == before < total or not total:
             rows_done = f"{done} of {total} rows, " if total else ""  # the questions are being written
             return f"batch inference: {rows_done}the engine starts and answers, {_since(start)}"
-        speed = f"{(done - before) / elapsed:.1f} rows/s"
-        return _bar("batch inference", "rows", (before, done, total), elapsed, speed)
+        begun = begun or (done, now)  # the time until the first rows is mostly the start of the engine
+        first, since = begun if done < total else (before, start)
+        speed = f"{(done - first) / (now - since):.1f} rows/s" if done > first else ""
+        return _bar("batch inference", "rows", (first, done, total), now - since, speed)
 
     return watch(look)
 
