@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from json import JSONDecodeError
 from typing import Any
 
 import pyarrow.parquet
@@ -37,8 +36,7 @@ class Line:
         if "ipykernel" in sys.modules:
             from IPython.display import display
 
-            where = {"display_id": f"{PROGRESS}-{id(self)}", "update": self._shown}
-            display({"text/plain": text}, raw=True, **where)
+            display({"text/plain": text}, raw=True, display_id=f"{PROGRESS}-{id(self)}", update=self._shown)
             self._shown = True
         elif time.monotonic() - self._printed >= PRINTED_S:
             self._printed = time.monotonic()
@@ -94,7 +92,7 @@ def training(place: Place, rows: int) -> AbstractContextManager[None]:
 
     def look() -> str:
         nonlocal first, last, changed
-        with suppress(JSONDecodeError):  # it is being written
+        with suppress(json.JSONDecodeError):  # it is being written
             now = json.loads(note.read()) if note.exists() else {}
             first = now if first is None else first  # an earlier run's, which this one resumes
             if now != last:
