@@ -4,10 +4,12 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import boto3
 import nbformat
+import psutil
 import pytest
 
 from tutorial import cluster, settings
@@ -24,6 +26,28 @@ os.environ.setdefault("VLLM_CACHE_ROOT", str(ROOT / ".cache" / "vllm_cache_root"
 SOON_S = (
     60  # an error that comes after seconds, on a machine that does much else; those that wait take minutes
 )
+
+
+@contextmanager
+def suspended(pid):
+    """While this process stands still. After SIGSTOP its threads go on until one of them has had a core."""
+    process, end = psutil.Process(pid), time.monotonic() + SOON_S
+    process.suspend()
+    try:
+        while not _stands(pid):
+            assert time.monotonic() < end, f"process {pid} does not stop"
+            time.sleep(0.01)
+        yield
+    finally:
+        process.resume()
+
+
+def _stands(pid):
+    states = set()
+    with suppress(FileNotFoundError):  # a thread has just ended
+        for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+            states.add(stat.read_text().rpartition(")")[2].split()[0])
+        return states == {"T"}
 
 
 @pytest.fixture(autouse=True)

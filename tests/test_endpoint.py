@@ -22,6 +22,7 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.openai_api_models import CompletionRequest
 
 from benchmarks import common
+from tests.conftest import suspended
 from tests.test_door import Attack
 from tutorial import TutorialError, adapters, cluster, door, endpoint, replica, run, serving, stage, storage
 
@@ -366,17 +367,13 @@ def test_an_adapter_that_goes_away_or_changes(service, client):
 
 def test_a_storage_that_is_silent_takes_no_adapter_away(service, client):
     store, _, url = service
-    server = psutil.Process(store.server.process.pid)
-    server.suspend()
-    try:
+    with suspended(store.server.process.pid):
         answer = ask(client, f"benchmark-tiny:{common.ADAPTER}", max_tokens=2)
         assert answer.usage.completion_tokens == 2
         headers = {"Authorization": f"Bearer {KEYS[0]}", "X-Request-Id": "one-of-mine"}
         answer = requests.get(f"{url}/v1/models", headers=headers, timeout=60)
         assert answer.status_code == 500, "nor does it let one be listed"
         assert answer.json()["error"]["message"] == "the service failed; request one-of-mine"
-    finally:
-        server.resume()
 
 
 def test_several_are_the_first_to_ask_for_an_adapter(service, client):
@@ -541,14 +538,10 @@ def test_a_request_that_takes_too_long_ends_and_the_others_are_served(client, im
 
 
 def test_an_engine_that_is_stuck_keeps_nobody_waiting_for_ever(client, impatient):
-    process = replica_process()
-    process.suspend()
-    try:
+    with suspended(replica_process().pid):
         with pytest.raises(openai.APIStatusError) as error:
             ask(impatient, max_tokens=5)
         assert error.value.status_code == 408
-    finally:
-        process.resume()
     assert ask(client, max_tokens=5).usage.completion_tokens == 5
 
 

@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import boto3
 import pytest
 from gcp_storage_emulator.server import create_server
 
-from tests.conftest import SOON_S
+from tests.conftest import SOON_S, suspended
 from tutorial import TutorialError, files, s3server
 from tutorial.files import Place
 from tutorial.storage import Storage
@@ -442,9 +441,6 @@ def test_an_endpoint_that_comes_back_is_waited_for(doomed, adapter, tmp_path):
 
 @pytest.mark.faults
 def test_an_endpoint_that_falls_silent_half_way(doomed, adapter):
-    doomed.server.process.send_signal(signal.SIGSTOP)
-    try:
+    with suspended(doomed.server.process.pid):
         message = r"data cannot be written \(.*Timeout was reached"
         assert one_line_error(message, doomed.publish, adapter, "data", FILES) > 60
-    finally:
-        doomed.server.process.send_signal(signal.SIGCONT)
